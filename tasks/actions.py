@@ -1,0 +1,225 @@
+"""What the commands do. All input is checked before a model is loaded; unfinished files never appear."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from tasks.check import check_prompt, check_prompts, check_sampling, check_seconds, check_seed
+from tasks.errors import InputError
+from tasks.table import TASKS, Task, get_task
+
+if TYPE_CHECKING:
+    from tasks.options import Progress
+    from tasks.pipeline import AVPoet
+    from tokenizers_av.clip import Clip
+
+SAMPLING = ("guidance_scale", "temperature", "top_k", "top_p")
+
+
+def generate(args: Namespace) -> None:
+    """Run a row of the task table and write its result."""
+    row = get_task(args.task)
+    values = vars(args)
+    sound = values.get("sound", True) and row.output("audio") is not None
+    _check_options(values)
+    inputs = {b.argument: values[b.argument] for b in row.inputs if values[b.argument] is not None}
+    if "prompt" in inputs:
+        check_prompt(inputs["prompt"])
+    _check_target(args.out, picture=True, sound=sound, one_image=row.is_image)
+    if row.output("video") is None and not _holds_sound(args.out):
+        raise InputError(f"{args.out}: holds no sound, and {row.command} makes nothing else; use .mp4, .webm or .wav")
+    _check_media(inputs, args.out)
+    options = _options(values, "seconds", "seed", "negative_prompt", *SAMPLING)
+    sound = sound and _holds_sound(args.out)
+    if "sound" in values:
+        options["sound"] = sound
+    poet = _load(args, f"generate {row.command}", {**inputs, **options})
+    with _bar(row) as progress:
+        _write(args.out, poet.stream.generate(row.name, **inputs, **options, progress=progress), poet, sound)
+    print(args.out)
+
+
+def extend(args: Namespace) -> None:
+    """Write the clip and its continuation, a window at a time."""
+    values = vars(args)
+    _check_options(values)
+    prompts = check_prompts(args.prompt)
+    _check_target(args.out, picture=True, sound=args.sound, one_image=False)
+    _check_media({"video": args.video}, args.out)
+    sound = args.sound and _holds_sound(args.out)
+    options = {**_options(values, "seed", "negative_prompt", *SAMPLING), "sound": sound}
+    poet = _load(args, "extend", {"video": args.video, "seconds": args.seconds, "prompts": prompts, **options})
+    with _bar() as progress:
+        parts = poet.stream.extend(args.video, args.seconds, prompts, **options, progress=progress)
+        _write(args.out, parts, poet, sound)
+    print(args.out)
+
+
+def reconstruct(args: Namespace) -> None:
+    """Write the clip as the model knows it, and print how far it is from the original."""
+    from tasks.source import Source
+
+    source = Source(args.media)
+    _check_not_input(args.out, args.media)
+    one_image = source.has_video and source.is_image
+    _check_target(args.out, picture=source.has_video, sound=source.has_audio, one_image=one_image)
+    if args.side_by_side and not source.has_video:
+        raise InputError(f"--side-by-side needs a picture, {args.media} has none")
+    source.try_out()
+    poet = _load(args, "reconstruct", {"media": args.media})
+    from tasks.reconstruct import Distance, reconstructed, side_by_side
+    from tokenizers_av.clip import Clip
+
+    distance = Distance()
+
+    def parts() -> Iterator[Clip]:
+        for r in reconstructed(poet.codec, source):
+            distance.add(r)
+            frames = side_by_side(r) if args.side_by_side and r.decoded.frames is not None else r.decoded.frames
+            yield Clip(frames, r.decoded.fps, r.decoded.samples, r.decoded.sample_rate)
+
+    _write(args.out, parts(), poet, source.has_audio)
+    print(args.out)
+    if distance.psnr is not None:
+        print(f"picture: PSNR {distance.psnr:.2f} dB")
+    if distance.snr is not None:
+        print(f"sound: SNR {distance.snr:.2f} dB")
+
+
+def tasks(args: Namespace) -> None:
+    """Print the task table."""
+    print(f"{'task':<18} {'from':<26} {'to':<18} what")
+    for row in TASKS.values():
+        inputs = ", ".join(f"[{b.argument}]" if b.optional else b.argument for b in row.inputs) or "nothing"
+        outputs = ", ".join(
+            "image" if row.is_image else f"[{b.kind}]" if b.optional else b.kind for b in row.outputs
+        )
+        print(f"{row.command:<18} {inputs:<26} {outputs:<18} {row.summary}")
+    print("\nWhat stands in [ ] may be left out; avpoet generate TASK --help tells how.")
+
+
+def info(args: Namespace) -> None:
+    """Print the sizes, the parameters and the vocabulary of a model, without loading its weights."""
+    import json
+
+    from lm import Vocabulary
+    from tasks.model_folder import PARTS, find_model, n_parameters, read_config
+
+    folder = find_model(args.model)
+    config = read_config(folder)
+    layout = config.layout
+    print(f"model       {folder}")
+    print(f"picture     {config.size[0]}x{config.size[1]} pixels, {layout.n_frames} frames at {layout.fps:g} a second")
+    print(f"video ids   {layout.latent_frames} x {layout.height} x {layout.width}")
+    print(f"audio ids   {layout.n_codebooks} x {layout.audio_frames} at {layout.audio_rate:g} a second")
+    how = [f"{kind} {json.dumps(dict(values))}" for kind, values in config.sampling.ranges.items()]
+    print("sampling   ", ", ".join([f"guidance_scale {config.sampling.guidance_scale:g}", *how]))
+    counts = {part: n_parameters(folder / part) for part in PARTS if part != "text_tokenizer"}
+    for part, count in counts.items():
+        print(f"parameters  {count:>14,}  {part}")
+    print(f"parameters  {sum(counts.values()):>14,}  together")
+    vocabulary = json.loads((folder / "lm" / "config.json").read_text(encoding="utf-8"))["vocabulary"]
+    print(Vocabulary.from_dict(vocabulary).table())
+
+
+def _check_options(values: dict[str, Any]) -> None:
+    check_seed(values["seed"])
+    check_sampling(**{name: values.get(name) for name in SAMPLING})
+    if values.get("seconds") is not None:
+        check_seconds(values["seconds"])
+    if values.get("negative_prompt") is not None:
+        check_prompt(values["negative_prompt"], "--negative-prompt")
+
+
+def _check_target(out: str, *, picture: bool, sound: bool, one_image: bool) -> None:
+    """Raise where nothing could be written to `out`, or the result does not fit its suffix."""
+    from tokenizers_av.media_formats import check_output, output_kind
+
+    check_output(out)
+    kind = output_kind(out)
+    if kind == "sound" and not sound:
+        raise InputError(f"{out}: holds only sound, and there is none here; use .png or a movie such as .mp4")
+    if not picture and (kind in ("image", "sequence") or out.lower().endswith(".gif")):
+        raise InputError(f"{out}: holds only a picture, and there is none here; use .wav or .mp4")
+    if kind == "image" and not one_image:
+        raise InputError(f"{out}: holds one image, the result is a video; use .mp4, or a folder name ending in /")
+
+
+def _holds_sound(out: str) -> bool:
+    """Whether there is room for sound in what is written to `out`; what nobody would hear is not made."""
+    from tokenizers_av.media_formats import output_kind
+
+    return output_kind(out) != "image" and not out.lower().endswith(".gif")
+
+
+def _check_media(inputs: dict[str, Any], out: str) -> None:
+    files = [inputs[name] for name in ("image", "video") if name in inputs]
+    if files:
+        from tasks.source import Source
+
+        for file in files:
+            _check_not_input(out, file)
+            Source(file, need="video").try_out()
+
+
+def _check_not_input(out: str, file: str) -> None:
+    """Raise where the result would take the place of what it was made from."""
+    if os.path.exists(out) and os.path.exists(file) and os.path.samefile(out, file):
+        raise InputError(f"{out}: is the input itself; choose another name for the output")
+
+
+def _options(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: values[name] for name in names if values.get(name) is not None}
+
+
+def _load(args: Namespace, command: str, values: dict[str, Any]) -> AVPoet:
+    """Print what will be done, with everything resolved, then load the model."""
+    from tasks.model_folder import find_model, read_config
+
+    folder = find_model(args.model)
+    defaults = read_config(folder).sampling
+    from tasks.pipeline import AVPoet, pick_device, pick_dtype
+
+    device = pick_device(args.device)
+    dtype = pick_dtype(args.dtype, device)
+    shown: dict[str, Any] = {"model": str(folder), **values}
+    if command != "reconstruct":
+        shown.setdefault("guidance_scale", defaults.guidance_scale)
+        for kind, how in defaults.ranges.items():
+            shown[kind] = {**how, **{k: v for k, v in values.items() if k in ("temperature", "top_k", "top_p")}}
+    shown.update(out=args.out, device=str(device), dtype=str(dtype).removeprefix("torch."))
+    print(f"avpoet {command}", *(f"  {k} = {v!r}" for k, v in shown.items()), sep="\n", file=sys.stderr)
+    return AVPoet.from_pretrained(folder, device=device, dtype=dtype)
+
+
+def _write(out: str, parts: Iterable[Clip], poet: AVPoet, sound: bool) -> None:
+    """Stream the parts into a file, which appears when it is whole."""
+    from tokenizers_av.clip import ClipWriter
+
+    parts = iter(parts)
+    first = next(parts)
+    size = None if first.frames is None else (first.height, first.width)
+    rate = poet.codec.sample_rate if sound else None
+    with ClipWriter(out, fps=first.fps, size=size, sample_rate=rate) as writer:
+        for part in chain([first], parts):
+            writer.write(part.frames, part.samples if sound else None)
+
+
+@contextmanager
+def _bar(row: Task | None = None) -> Iterator[Progress]:
+    """A progress bar with the time left, on stderr, for what takes longer than two seconds."""
+    from tqdm import tqdm
+
+    with tqdm(desc=row.command if row else "extend", unit="id", delay=2, file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress

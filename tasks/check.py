@@ -1,0 +1,63 @@
+"""Checks of what a caller typed, made before anything heavy is loaded. Each raises InputError with the rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tasks.errors import InputError
+
+MAX_PROMPT = 1000  # characters; the text tokenizer keeps the first 64 tokens
+MAX_SECONDS = 24 * 3600.0
+MAX_SEED = 2**63 - 1
+
+
+def check_prompt(prompt: object, name: str = "prompt") -> str:
+    if not isinstance(prompt, str):
+        raise InputError(f"{name} is {type(prompt).__name__}, expected text")
+    if not prompt.strip():
+        raise InputError(f"{name} is empty, expected a description such as 'a red ball bounces'")
+    if len(prompt) > MAX_PROMPT:
+        raise InputError(f"{name} has {len(prompt):,} characters, expected at most {MAX_PROMPT:,}")
+    return prompt
+
+
+def check_prompts(prompts: Sequence[str] | str | None) -> list[str]:
+    """A list of prompts, one prompt, or none."""
+    if prompts is None:
+        return []
+    return [check_prompt(p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
+
+
+def check_seconds(seconds: float) -> float:
+    if not _is_number(seconds) or not 0 < seconds <= MAX_SECONDS:
+        raise InputError(f"seconds={seconds}: expected more than 0 and at most {MAX_SECONDS:,.0f} (24 hours)")
+    return float(seconds)
+
+
+def check_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed={seed}: expected a whole number from 0 to 2^63 - 1")
+    return seed
+
+
+def check_sampling(
+    *,
+    guidance_scale: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> None:
+    """None means the model's own setting."""
+    if guidance_scale is not None and not (_is_number(guidance_scale) and 0 <= guidance_scale <= 100):
+        raise InputError(f"guidance_scale={guidance_scale}: expected 0 to 100, where 1 is no guidance")
+    if temperature is not None and not (_is_number(temperature) and 0 <= temperature <= 100):
+        raise InputError(f"temperature={temperature}: expected 0 (always the likeliest id) to 100")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0):
+        raise InputError(f"top_k={top_k}: expected a whole number, 0 for no limit")
+    if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
+        raise InputError(f"top_p={top_p}: expected more than 0 and at most 1, where 1 is no limit")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,177 @@
+"""The `avpoet` command: what can be typed. What is then done is in `tasks.actions`, loaded when needed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from tasks.command import Parser, run, terminate_cleanly
+from tasks.table import TASKS, Task
+
+__all__ = ["Parser", "build_parser", "main", "run"]
+
+EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong usage or unusable input, 130 interrupted"
+_EXAMPLE_INPUT = {"prompt": '"a red ball bounces on a wooden floor"', "image": "photo.png", "video": "clip.mp4"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    with terminate_cleanly():
+        return run(_main, argv, "avpoet")
+
+
+def _main(argv: Sequence[str]) -> int:
+    arguments = build_parser().parse_args(argv)
+    from tasks import actions
+
+    getattr(actions, arguments.action)(arguments)
+    return 0
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="avpoet",
+        description="Video, images and sound from words, pictures and clips.\n" + EXIT_CODES,
+        example=[
+            'avpoet generate text-to-video "a red ball bounces" --out ball.mp4',
+            "avpoet extend ball.mp4 --seconds 10 --out long.mp4",
+            "avpoet reconstruct ball.mp4 --out recon.mp4 --side-by-side",
+            "avpoet tasks",
+        ],
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    _generate(commands)
+    _extend(commands)
+    _reconstruct(commands)
+    tasks = commands.add_parser(
+        "tasks", help="list what can be generated", description="Print the task table.", example="avpoet tasks"
+    )
+    tasks.set_defaults(action="tasks")
+    info = commands.add_parser(
+        "info",
+        help="sizes, parameters and vocabulary of a model",
+        description="Print the sizes, the parameters and the vocabulary of a model.",
+        example=["avpoet info", "avpoet info path/to/model"],
+    )
+    info.add_argument("model", nargs="?", default="tiny", metavar="MODEL", help=_MODEL_HELP)
+    info.set_defaults(action="info")
+    return parser
+
+
+def _generate(commands: argparse._SubParsersAction) -> None:
+    generate = commands.add_parser(
+        "generate",
+        help="make a video, an image or a sound",
+        description="\n".join(f"{t.command:<18} {t.summary}" for t in TASKS.values()),
+        example=[example(task) for task in TASKS.values()],
+    )
+    rows = generate.add_subparsers(dest="task", metavar="TASK", required=True, parser_class=Parser)
+    for task in TASKS.values():
+        _task(rows, task)
+
+
+def _task(rows: argparse._SubParsersAction, task: Task) -> None:
+    """A sub-command whose arguments are read off the row."""
+    parser = rows.add_parser(task.command, help=task.summary, description=task.summary, example=example(task))
+    parser.set_defaults(action="generate")
+    for block in task.inputs:
+        if block.kind == "text" and block.optional:
+            parser.add_argument("--prompt", metavar="TEXT", help="what shall be seen, at most 1,000 characters")
+        elif block.kind == "text":
+            parser.add_argument("prompt", metavar="PROMPT", help="what shall be seen, at most 1,000 characters")
+        elif block.argument == "image":
+            parser.add_argument("image", metavar="IMAGE", help="an image, or a video whose first frame is taken")
+        else:
+            parser.add_argument(block.argument, metavar="FILE", help=f"a {block.argument} file of any size and length")
+    seconds = "length of the result; without it that of the model's clips"
+    if task.output("video") is None:
+        seconds = "take only the beginning of FILE; without it all of it"
+    _common(
+        parser,
+        seconds=None if task.is_image else seconds,
+        prompt=task.input("text") is not None,
+        sound=task.output("audio") is not None and task.output("video") is not None,
+    )
+
+
+def _extend(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "extend",
+        help="continue a video for any length",
+        description="The clip at the model's size and rate, followed by new seconds, in constant memory.",
+        example=[
+            "avpoet extend clip.mp4 --seconds 60 --out long.mp4",
+            'avpoet extend clip.mp4 --seconds 8 --prompt "a ball falls" --prompt "a ball rolls" --out long.mp4',
+        ],
+    )
+    parser.set_defaults(action="extend")
+    parser.add_argument("video", metavar="FILE", help="a video or an image")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", action="append", help="may be given several times: spread over the new seconds"
+    )
+    _common(parser, seconds="how much to add", prompt=True, sound=True, need_seconds=True)
+
+
+def _reconstruct(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "reconstruct",
+        help="code a clip into ids and back, and print the difference",
+        description="What the model can know of a video, an image or a sound: through the tokenizers and back.",
+        example="avpoet reconstruct clip.mp4 --out recon.mp4 --side-by-side",
+    )
+    parser.set_defaults(action="reconstruct")
+    parser.add_argument("media", metavar="FILE", help="a video, an image or a sound file")
+    parser.add_argument("--out", required=True, metavar="FILE", help=_OUT_HELP)
+    parser.add_argument("--side-by-side", action="store_true", help="show the original on the left")
+    _model(parser)
+
+
+_MODEL_HELP = "tiny (the default), a model folder, or a hub name owner/name"
+_OUT_HELP = "the suffix decides: .mp4 .mov .mkv .webm .gif, .png (one image), .wav (only sound), or a folder name/"
+
+
+def _common(
+    parser: Parser, *, seconds: str | None, prompt: bool, sound: bool, need_seconds: bool = False
+) -> None:
+    parser.add_argument("--out", required=True, metavar="FILE", help=_OUT_HELP)
+    if seconds:
+        seconds += "; at most 86400"
+        parser.add_argument("--seconds", type=float, metavar="S", required=need_seconds, help=seconds)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same result")
+    if prompt:
+        parser.add_argument("--negative-prompt", metavar="TEXT", help="what shall not be seen")
+        parser.add_argument("--guidance-scale", type=float, metavar="G", help="follow the prompt closer; 1 is off")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest id")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest ids; 0 is off")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest ids that sum to P; 1 is off")
+    if sound:
+        parser.add_argument("--no-sound", dest="sound", action="store_false", help="make the picture only")
+    _model(parser)
+
+
+def _model(parser: Parser) -> None:
+    parser.add_argument("--model", default="tiny", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; without it an accelerator if there is one")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the transformer")
+
+
+def example(task: Task) -> str:
+    """A command that runs a row, such as `avpoet generate image-to-video photo.png --prompt "..." --out out.mp4`."""
+    words = ["avpoet generate", task.command]
+    options = []
+    for block in task.inputs:
+        value = _EXAMPLE_INPUT[block.argument]
+        options += [f"--{block.argument} {value}"] if block.optional else []
+        words += [] if block.optional else [value]
+    return " ".join([*words, *options, "--out", "out.png" if task.is_image else "out.mp4"])
+
+
+class _Version(argparse.Action):
+    """Prints the installed version, looked up when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> None:
+        from importlib.metadata import version
+
+        print(f"avpoet {version('avpoet')}")
+        parser.exit()

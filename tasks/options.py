@@ -1,0 +1,62 @@
+"""What every generation can be asked for, checked before any work."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tasks.check import check_prompt, check_sampling, check_seed
+
+Progress = Callable[[int, int], None]  # ids drawn so far, ids to draw in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """None means the model's own setting. The same seed and inputs give the same frames and samples.
+
+    guidance_scale: how far to push away from what would come without the prompt, or with `negative_prompt`; 1 is off.
+    temperature, top_k, top_p: for all id ranges alike. sound: False leaves out the sound where it comes with a video.
+    """
+
+    seed: int = 0
+    sound: bool = True
+    guidance_scale: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    negative_prompt: str | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check_sampling(
+            guidance_scale=self.guidance_scale, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+        )
+        if self.negative_prompt is not None:
+            check_prompt(self.negative_prompt, "negative_prompt")
+
+
+class Ticker:
+    """Counts drawn ids and tells `progress`."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def __call__(self, n: int = 1) -> None:
+        self.done += n
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+    def finish(self) -> None:
+        """Fewer ids than planned were needed."""
+        if self.done < self.total:
+            self(self.total - self.done)
+
+
+def derived_seed(seed: int, *path: str | int) -> int:
+    """An independent seed for a part of a longer work; the work's own seed for an empty path."""
+    if not path:
+        return seed
+    digest = hashlib.blake2b(repr((seed, *path)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,321 @@
+"""AVPoet: one trained model for every task, from words, pictures and clips to clips (VideoPoet, arXiv:2312.14125)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from lm import LM, Vocabulary
+from tasks.codec import Codec
+from tasks.errors import InputError
+from tasks.generation import Generator
+from tasks.model_folder import PARTS, PoetConfig, find_model, model_card, quietly, read_config
+from tasks.options import Progress
+from tasks.reconstruct import reconstructed
+from tasks.sequence import audio_ranges
+from tasks.source import Media, Source
+from tasks.stream import Stream, join
+from tokenizers_av.audio import AudioTokenizer
+from tokenizers_av.clip import Clip, ClipWriter, check_output
+from tokenizers_av.text import TextTokenizer
+from tokenizers_av.video import VideoTokenizer
+
+
+class AVPoet:
+    """Text, images, video and sound in; images, video and sound out.
+
+    `AVPoet(...)` takes the parts as they are, `from_pretrained` reads them from a folder.
+    Every method is deterministic: the same inputs and seed give the same frames and samples. Options left at None are
+    the model's own settings. `progress(done, total)` is told after each drawn id.
+    Wrong values raise InputError, files that do not fit raise MediaError; both are ValueErrors.
+    """
+
+    def __init__(
+        self,
+        video_tokenizer: VideoTokenizer,
+        audio_tokenizer: AudioTokenizer,
+        text_tokenizer: TextTokenizer,
+        lm: LM,
+        config: PoetConfig,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> None:
+        self.config = config
+        self.device = pick_device(device)
+        self.dtype = lm.dtype if dtype is None else pick_dtype(dtype, self.device)
+        _check_fit(video_tokenizer, audio_tokenizer, text_tokenizer, lm.vocabulary, config)
+        self.codec = Codec(video_tokenizer, audio_tokenizer, text_tokenizer, config, self.device)
+        self.lm = lm.to(self.device, self.dtype).eval()  # type: ignore[arg-type]
+        self.generator = Generator(self.lm, lm.vocabulary, config.layout, config.sampling)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] = "tiny",
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> AVPoet:
+        """Load "tiny" (travels with the package), a folder, or a hub name of the form owner/name.
+
+        device: "cpu", "cuda", ...; None takes an accelerator if there is one. dtype of the transformer: "float32" or
+        "bfloat16"; None takes bfloat16 where the device computes in it. Raises InputError for no or another model.
+        """
+        folder = find_model(os.fspath(model))
+        config = read_config(folder)
+        device, dtype = pick_device(device), pick_dtype(dtype, pick_device(device))
+        try:
+            with quietly():
+                parts = (
+                    VideoTokenizer.from_pretrained(folder / "video_tokenizer"),
+                    AudioTokenizer.from_pretrained(folder / "audio_tokenizer"),
+                    TextTokenizer.from_pretrained(folder / "text_tokenizer"),
+                    LM.from_pretrained(folder / "lm", dtype=torch.float32),
+                )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"model folder {str(folder)!r} cannot be loaded: {reason}") from error
+        return cls(*parts, config, device=device, dtype=dtype)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json, README.md and the four parts (the transformer in its `dtype`) into a folder."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        self.config.save(target)
+        parts: dict[str, Any] = dict(
+            zip(PARTS, (self.codec.video, self.codec.audio, self.codec.text, self.lm), strict=True)
+        )
+        with quietly():
+            for name, part in parts.items():
+                part.save_pretrained(target / name)
+        if not (target / "README.md").exists():
+            (target / "README.md").write_text(model_card(self.config), encoding="utf-8")
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the whole model as owner/name; `options` go to huggingface_hub.HfApi.upload_folder."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=options.pop("token", None))
+        api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **options))
+
+    @property
+    def stream(self) -> Stream:
+        """The same methods, yielding frames and sound as soon as they are known."""
+        return Stream(self)
+
+    def generate(self, task: str, **inputs: Any) -> Clip:
+        """Run any row of the task table.
+
+        `inputs` are the row's own (prompt, image, video), `seconds`, and the options of `text_to_video`.
+        """
+        return join(self.stream.generate(task, **inputs))
+
+    def unconditional(
+        self,
+        *,
+        seconds: float | None = None,
+        sound: bool = True,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """A video with sound from nothing but a seed; options as in `text_to_video`."""
+        return self.generate("unconditional", **_given(locals()))
+
+    def text_to_image(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """One image, a Clip of one frame; options as in `text_to_video`."""
+        return self.generate("text_to_image", **_given(locals()))
+
+    def text_to_video(
+        self,
+        prompt: str,
+        *,
+        seconds: float | None = None,
+        sound: bool = True,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """A video of what the prompt says, with its sound.
+
+        prompt: 1 to 1,000 characters, of which the first 64 tokens count. seconds: up to 24 hours; None is the length
+        of the clips the model learned from, a longer video is continued as `extend` does, a shorter one is cut.
+        guidance_scale: 1 follows the model as it is, more follows the prompt closer. temperature: 0 always takes the
+        likeliest id. top_k, top_p: draw from the likeliest ids only. negative_prompt: what not to show.
+        """
+        return self.generate("text_to_video", **_given(locals()))
+
+    def image_to_video(
+        self,
+        image: Media,
+        prompt: str | None = None,
+        *,
+        seconds: float | None = None,
+        sound: bool = True,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """A video that begins with an image: a file, or the first frame of a clip. Options as in `text_to_video`."""
+        return self.generate("image_to_video", **_given(locals()))
+
+    def frame_prediction(
+        self,
+        video: Media,
+        prompt: str | None = None,
+        *,
+        seconds: float | None = None,
+        sound: bool = True,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """The last second of a video and what follows it; `seconds` counts both. Options as in `text_to_video`."""
+        return self.generate("frame_prediction", **_given(locals()))
+
+    def video_to_audio(
+        self,
+        video: Media,
+        *,
+        seconds: float | None = None,
+        seed: int = 0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """The video as it is, whatever its size, rate and length, with a new sound; `seconds` cuts it."""
+        return self.generate("video_to_audio", **_given(locals()))
+
+    def extend(
+        self,
+        clip: Media,
+        seconds: float,
+        prompts: Sequence[str] | str | None = None,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        sound: bool = True,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> Clip | None:
+        """The clip at the model's size and rate, followed by `seconds` of what comes next.
+
+        The prompts are spread evenly over the new seconds; other options as in `text_to_video`. With `out` the result
+        goes to that file as it is made, in constant memory, and None is returned.
+        """
+        options = {k: v for k, v in _given(locals()).items() if k not in ("clip", "out")}
+        if out is not None:
+            check_output(out)
+        parts = self.stream.extend(clip, **options)
+        if out is None:
+            return join(parts)
+        rate = self.codec.sample_rate if sound else None
+        with ClipWriter(out, fps=self.config.layout.fps, size=self.config.size, sample_rate=rate) as writer:
+            for part in parts:
+                writer.write(part.frames, part.samples)
+        return None
+
+    def reconstruct(self, clip: Media) -> Clip:
+        """The clip through the tokenizers and back, at the model's size and rates: all the model can know of it."""
+        return join(r.decoded for r in reconstructed(self.codec, Source(clip)))
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or an accelerator if there is one; InputError where it is not there."""
+    if device is None:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen).tolist()  # a device that holds nothing, such as meta, fails here
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return chosen
+
+
+def pick_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The dtype asked for; None is bfloat16 where the device computes in it, else float32."""
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if isinstance(dtype, str):
+        if dtype not in names:
+            raise InputError(f"dtype {dtype!r}: expected one of {', '.join(names)}")
+        return names[dtype]
+    if dtype is not None:
+        return dtype
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cpu":
+        return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+    return torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether bfloat16 products are native; emulated ones are slower than float32."""
+    ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(ask is not None and ask())
+
+
+def _given(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in arguments.items() if k != "self"}
+
+
+def _check_fit(
+    video: VideoTokenizer, audio: AudioTokenizer, text: TextTokenizer, vocab: Vocabulary, config: PoetConfig
+) -> None:
+    """Raise InputError where the parts of a model are not made for each other."""
+    layout = config.layout
+    stride = video.spatial_stride
+    facts = [
+        ("visual ids", vocab["visual"].size, video.codebook_size),
+        ("text ids", vocab["text"].size, text.vocab_size),
+        ("audio levels", layout.n_codebooks, audio.n_codebooks),
+        *((f"ids of {n}", vocab[n].size, audio.codebook_size) for n in audio_ranges(layout)),
+        ("audio columns per second", layout.audio_rate, audio.frame_rate),
+        ("frames per latent frame", layout.temporal_stride, video.temporal_stride),
+        ("height in pixels", config.size[0], layout.height * stride),
+        ("width in pixels", config.size[1], layout.width * stride),
+    ]
+    for name, here, there in facts:
+        if here != there:
+            raise InputError(f"the parts of this model do not fit each other: {name}: {here:g} and {there:g}")

@@ -1,0 +1,301 @@
+"""From token ids of text, video and audio to one sequence and back (VideoPoet, arXiv:2312.14125, section 4.1, Fig. 2).
+
+    <bos> <task> [<bot_i> text <eot_i>] [<bov_i> video <eov_i>] [<boa_i> audio <eoa_i>] |
+    <bov_o> video <eov_o> [<boa_o> audio <eoa_o>] <eos>
+
+Everything before the bar is the prefix. A missing block leaves with its delimiters. `build`, `prefix` and `plan` read
+the same list of pieces, so what is generated has the form of what was learned. Nothing here needs a model.
+"""
+# Shapes: L sequence, P prefix, n text ids; t h w latent frames, height and width; Q audio levels, F audio columns
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from tasks.errors import InputError
+from tasks.table import Block, Task
+
+if TYPE_CHECKING:
+    from lm import Plan, Vocabulary
+
+IGNORE = -100  # a label without loss
+
+_LETTER = {"text": "t", "video": "v", "audio": "a"}
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """Ids of one clip, each counted from 0 in its own tokenizer; None where a medium is absent."""
+
+    text: Tensor | None = None  # (n,) int64
+    video: Tensor | None = None  # (t, h, w) int64
+    audio: Tensor | None = None  # (Q, F) int64
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes of a clip in ids and its clock; travels with a model as JSON."""
+
+    latent_frames: int = 5
+    height: int = 8
+    width: int = 8
+    audio_frames: int = 106
+    n_codebooks: int = 4
+    fps: float = 8.0
+    audio_rate: float = 50.0  # audio columns per second: one tick of the clock shared by all media
+    temporal_stride: int = 4
+    audio_order: Literal["level", "time"] = "level"  # level by level over the clip (the paper), or column by column
+
+    def __post_init__(self) -> None:
+        for name in ("latent_frames", "height", "width", "audio_frames", "n_codebooks", "temporal_stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: need at least 1")
+        if not (self.fps > 0 and self.audio_rate > 0):
+            raise ValueError(f"fps={self.fps}, audio_rate={self.audio_rate}: both must be positive")
+        if self.audio_order not in ("level", "time"):
+            raise ValueError(f"audio_order={self.audio_order!r}: expected 'level' or 'time'")
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of a whole clip: the first is coded alone, then `temporal_stride` per latent frame."""
+        return 1 + self.temporal_stride * (self.latent_frames - 1)
+
+    @property
+    def seconds(self) -> float:
+        return self.n_frames / self.fps
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Layout:
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown layout fields {unknown}, expected some of {sorted(known)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where one block lies: ids[start:stop] hold local ids of `shape` in reading order."""
+
+    name: str  # "text", "video_in", "audio_in", "video" or "audio"
+    start: int
+    stop: int
+    shape: tuple[int, ...]  # (n,), (t, h, w) or (Q, F)
+    ranges: tuple[str, ...]  # vocabulary range of each row of the first axis, or one for all
+    time_major: bool = False  # audio stored column by column
+
+    def shifted(self, by: int) -> Segment:
+        return Segment(self.name, self.start + by, self.stop + by, self.shape, self.ranges, self.time_major)
+
+
+@dataclass(frozen=True)
+class Sequence:
+    ids: Tensor  # (L,) int64, counted in the whole vocabulary
+    labels: Tensor  # (L,) int64: ids where something is to be learned, elsewhere IGNORE
+    positions: Tensor  # (L, 3) float32 (t, h, w); t in ticks of `Layout.audio_rate`
+    prefix_len: int
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A delimiter (no segment; one legal id) or a block of ids whose legal range is known at each place."""
+
+    start: Tensor  # (n,) int64 lowest legal id
+    stop: Tensor  # (n,) int64 one past the highest
+    positions: Tensor  # (n, 3)
+    segment: Segment | None = None  # relative to the piece
+    frames: tuple[int, int] = (0, 0)  # latent frames of a video block
+
+
+def build(
+    task: Task, sample: TokenSample, vocab: Vocabulary, layout: Layout, *, sound: bool = True, n_context: int = 1
+) -> Sequence:
+    """The whole training sequence of `task` for a clip.
+
+    labels has the index of ids: labels[i] is the id at place i, wanted from what stands before it. The prefix and the
+    delimiters, which generation forces, carry IGNORE. Leave a prompt out with `sample.text = None`; `sound=False` ends
+    the sequence after the video. Raises InputError where the sample lacks a block or has other sizes than `layout`.
+    """
+    before, after = _pieces(task, sample, vocab, layout, sound, n_context)
+    ids = torch.cat([_fill(p, sample) for p in before + after])
+    prefix_len = sum(len(p.start) for p in before)
+    forced = torch.cat([p.stop - p.start == 1 for p in before + after])
+    forced[:prefix_len] = True
+    positions = torch.cat([p.positions for p in before + after])
+    return Sequence(ids, ids.masked_fill(forced, IGNORE), positions, prefix_len, _segments(before + after))
+
+
+def prefix(
+    task: Task, sample: TokenSample, vocab: Vocabulary, layout: Layout, n_context: int = 1
+) -> tuple[Tensor, Tensor]:
+    """ids (P,) and positions (P, 3) of the input part; `sample` needs only what the task takes as input."""
+    before, _ = _pieces(task, sample, vocab, layout, True, n_context)
+    return torch.cat([_fill(p, sample) for p in before]), torch.cat([p.positions for p in before])
+
+
+def plan(
+    task: Task, vocab: Vocabulary, layout: Layout, *, sound: bool = True, n_context: int = 1
+) -> tuple[Plan, tuple[Segment, ...]]:
+    """What may stand at each place of the output, and where its blocks lie, counted from the first output id."""
+    from lm import Plan
+
+    after = _output_pieces(task, vocab, layout, sound, n_context)
+    start, stop, positions = (torch.cat([getattr(p, f) for p in after]) for f in ("start", "stop", "positions"))
+    return Plan(start=start, stop=stop, positions=positions), _segments(after)
+
+
+def split(ids: Tensor, segments: tuple[Segment, ...], vocab: Vocabulary) -> dict[str, Tensor]:
+    """Blocks of ids (..., L) as local ids (..., *shape), by segment name. Undoes `build`."""
+    parts = {}
+    for s in segments:
+        block = ids[..., s.start : s.stop]
+        if s.time_major:
+            block = block.unflatten(-1, s.shape[::-1]).transpose(-1, -2)
+        else:
+            block = block.unflatten(-1, s.shape)
+        offset = torch.tensor([vocab[name].start for name in s.ranges], device=ids.device)
+        parts[s.name] = block - offset.view(-1, *[1] * (len(s.shape) - 1))
+    return parts
+
+
+def whole(task: Task, parts: Mapping[str, Tensor]) -> TokenSample:
+    """The clip of `parts` (without batch axis): a video input is put in front of the video that continues it."""
+    video_in, video = parts.get("video_in"), parts.get("video")
+    block = task.output("video")
+    if video is None:
+        video = video_in
+    elif block is not None and block.part in ("rest", "future") and video_in is not None:
+        video = torch.cat([video_in, video])
+    audio = parts.get("audio", parts.get("audio_in"))
+    return TokenSample(parts.get("text"), video, audio)
+
+
+def _pieces(
+    task: Task, sample: TokenSample, vocab: Vocabulary, layout: Layout, sound: bool, n_context: int
+) -> tuple[list[_Piece], list[_Piece]]:
+    before = [_delimiter("<bos>", vocab), _delimiter(task.token, vocab)]
+    for block in task.inputs:
+        if block.kind == "text" and sample.text is None:
+            continue  # without its prompt a task is what guidance pushes away from
+        n_text = len(sample.text) if sample.text is not None else 0
+        before += _delimited(block, "i", vocab, layout, n_context, n_text)
+    return before, _output_pieces(task, vocab, layout, sound, n_context)
+
+
+def _output_pieces(task: Task, vocab: Vocabulary, layout: Layout, sound: bool, n_context: int) -> list[_Piece]:
+    pieces: list[_Piece] = []
+    whole_sequence = task.closed
+    for block in task.outputs:
+        if block.optional and not sound:
+            whole_sequence = False  # the sequence with sound goes on here, so nothing may end it
+            continue
+        pieces += _delimited(block, "o", vocab, layout, n_context)
+    if not task.closed:
+        pieces.pop()
+    if whole_sequence:
+        pieces.append(_delimiter("<eos>", vocab, float(pieces[-1].positions[0, 0])))
+    return pieces
+
+
+def _delimited(
+    block: Block, way: str, vocab: Vocabulary, layout: Layout, n_context: int, n_text: int = 0
+) -> list[_Piece]:
+    """A block between its two delimiters, which stand at the time the block starts."""
+    name = block.kind if way == "o" or block.kind == "text" else f"{block.kind}_in"
+    if block.kind == "video":
+        piece = _video(name, block.frames(layout.latent_frames, n_context), vocab, layout)
+    elif block.kind == "audio":
+        piece = _audio(name, vocab, layout)
+    else:
+        piece = _text(name, n_text, vocab)
+    begin = float(piece.positions[0, 0]) if len(piece.positions) else 0.0
+    letter = _LETTER[block.kind]
+    return [_delimiter(f"<bo{letter}_{way}>", vocab, begin), piece, _delimiter(f"<eo{letter}_{way}>", vocab, begin)]
+
+
+def _delimiter(name: str, vocab: Vocabulary, t: float = 0.0) -> _Piece:
+    id_ = torch.tensor([vocab.special(name)])
+    return _Piece(id_, id_ + 1, torch.tensor([[t, 0.0, 0.0]]))
+
+
+def _text(name: str, n: int, vocab: Vocabulary) -> _Piece:
+    positions = torch.zeros(n, 3)
+    positions[:, 0] = torch.arange(n)
+    r = vocab["text"]
+    return _Piece(
+        torch.full((n,), r.start), torch.full((n,), r.start + r.size), positions, Segment(name, 0, n, (n,), ("text",))
+    )
+
+
+def _video(name: str, frames: tuple[int, int], vocab: Vocabulary, layout: Layout) -> _Piece:
+    """Ids in (t, h, w) order, so that each latent frame is complete before the next begins."""
+    first, last = frames
+    shape = (last - first, layout.height, layout.width)
+    ticks = torch.arange(first, last) * layout.temporal_stride / layout.fps * layout.audio_rate
+    rows, columns = torch.arange(layout.height).float(), torch.arange(layout.width).float()
+    axes = torch.meshgrid(ticks.float(), rows, columns, indexing="ij")
+    n, r = axes[0].numel(), vocab["visual"]
+    return _Piece(
+        torch.full((n,), r.start),
+        torch.full((n,), r.start + r.size),
+        torch.stack(axes, dim=-1).reshape(n, 3),
+        Segment(name, 0, n, shape, ("visual",)),
+        frames,
+    )
+
+
+def _audio(name: str, vocab: Vocabulary, layout: Layout) -> _Piece:
+    """One id range per level; level by level over the clip, or all levels of each column."""
+    Q, F = layout.n_codebooks, layout.audio_frames
+    names = audio_ranges(layout)
+    start = torch.tensor([vocab[n].start for n in names])[:, None].expand(Q, F)
+    size = torch.tensor([vocab[n].size for n in names])[:, None].expand(Q, F)
+    ticks = torch.arange(F).expand(Q, F)
+    time_major = layout.audio_order == "time"
+    start, size, ticks = ((x.T if time_major else x).reshape(-1) for x in (start, size, ticks))
+    positions = torch.zeros(Q * F, 3)
+    positions[:, 0] = ticks
+    return _Piece(start, start + size, positions, Segment(name, 0, Q * F, (Q, F), names, time_major))
+
+
+def audio_ranges(layout: Layout) -> tuple[str, ...]:
+    """Names of the id ranges of the audio levels."""
+    return tuple(f"audio_{level}" for level in range(layout.n_codebooks))
+
+
+def _fill(piece: _Piece, sample: TokenSample) -> Tensor:
+    """The ids (n,) of a piece, taken from the sample."""
+    s = piece.segment
+    if s is None:
+        return piece.start
+    kind = s.name.removesuffix("_in")
+    local: Tensor | None = getattr(sample, kind)
+    if local is None:
+        raise InputError(f"this task needs {kind} ids of shape {s.shape}, the sample has no {kind}")
+    if kind == "video":
+        first, last = piece.frames
+        local = local[first:last]
+    if tuple(local.shape) != s.shape:
+        raise InputError(f"{kind} ids have shape {tuple(getattr(sample, kind).shape)}, the layout needs {s.shape}")
+    local = (local.T if s.time_major else local).reshape(-1).to("cpu", torch.int64)
+    ids = local + piece.start
+    if len(ids) and not (bool((local >= 0).all()) and bool((ids < piece.stop).all())):
+        raise InputError(f"{kind} ids span [{int(local.min())}, {int(local.max())}], outside of their vocabulary range")
+    return ids
+
+
+def _segments(pieces: list[_Piece]) -> tuple[Segment, ...]:
+    found, at = [], 0
+    for p in pieces:
+        if p.segment is not None:
+            found.append(p.segment.shifted(at))
+        at += len(p.start)
+    return tuple(found)

@@ -1,0 +1,132 @@
+"""One way to read a clip in memory and a file of any length: in windows, at any rate and size, in constant memory."""
+# Shapes: T frames, H W pixels, N samples
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tasks.errors import InputError
+from tokenizers_av.clip import Clip, ClipReader, MediaError
+from tokenizers_av.media_frames import resize
+
+Media = Clip | str | os.PathLike[str]
+
+
+class Source:
+    """Picture and sound of a Clip or a file; MediaError at once where it cannot be read or lacks what is needed."""
+
+    def __init__(self, media: Media, need: str | None = None) -> None:
+        if not isinstance(media, (Clip, str, os.PathLike)):
+            raise InputError(f"a clip is a Clip or a path, got {type(media).__name__}")
+        self.media = media
+        if isinstance(media, Clip):
+            self.has_video, self.has_audio = media.frames is not None, media.samples is not None
+            self.seconds: float | None = media.seconds
+            self.is_image = media.n_frames == 1
+        else:
+            with ClipReader(media) as reader:
+                self.has_video, self.has_audio, self.seconds = reader.has_video, reader.has_audio, reader.seconds
+                self.is_image = reader.info.is_image
+        self.name = "the clip" if isinstance(media, Clip) else str(media)
+        if need == "video" and not self.has_video:
+            raise MediaError(f"{self.name}: has no picture; a video, gif or image is needed")
+        if need == "audio" and not self.has_audio:
+            raise MediaError(f"{self.name}: has no sound; a file with a sound track is needed")
+
+    def try_out(self) -> None:
+        """Decode the very beginning: MediaError where the headers promise what is not there."""
+        next(self.windows(sample_rate=16000, size=(8, 8), seconds=1e-3), None)
+
+    def windows(
+        self,
+        *,
+        sample_rate: int,
+        fps: float | None = None,
+        size: tuple[int, int] | None = None,
+        seconds: float = 1.0,
+        video: bool = True,
+        audio: bool = True,
+    ) -> Iterator[Clip]:
+        """Clips of `seconds` each, the last one shorter, at `fps` and `size` (H, W) (None: as they are).
+
+        `video=False` or `audio=False` leaves that part out.
+        """
+        video, audio = video and self.has_video, audio and self.has_audio
+        if isinstance(self.media, Clip):
+            yield from _clip_windows(self.media, sample_rate, fps, size, seconds, video, audio)
+        else:
+            with ClipReader(
+                self.media, fps=fps, size=size, sample_rate=sample_rate, video=video, audio=audio
+            ) as reader:
+                yield from reader.windows(seconds)
+
+    def frames(self, fps: float, size: tuple[int, int], sample_rate: int) -> Iterator[Tensor]:
+        """Frames (n, H, W, 3) uint8, a few at a time."""
+        for window in self.windows(fps=fps, size=size, sample_rate=sample_rate, audio=False):
+            if window.frames is not None:
+                yield window.frames
+
+    def first_frame(self, size: tuple[int, int], sample_rate: int) -> Tensor:
+        """(1, H, W, 3) uint8."""
+        for frames in self.frames(8.0, size, sample_rate):
+            return frames[:1]
+        raise MediaError(f"{self.name}: holds no frame")
+
+    def last_frames(self, n: int, fps: float, size: tuple[int, int], sample_rate: int) -> Tensor:
+        """The last n frames, or as many as there are: (n, H, W, 3) uint8."""
+        tail = torch.empty(0, *size, 3, dtype=torch.uint8)
+        for frames in self.frames(fps, size, sample_rate):
+            tail = torch.cat([tail, frames])[-n:]
+        if not len(tail):
+            raise MediaError(f"{self.name}: holds no frame")
+        return tail
+
+
+def _clip_windows(
+    clip: Clip,
+    sample_rate: int,
+    fps: float | None,
+    size: tuple[int, int] | None,
+    seconds: float,
+    video: bool,
+    audio: bool,
+) -> Iterator[Clip]:
+    """What ClipReader does with a file: the nearest frame for each time, sound as long as the picture."""
+    fps = clip.fps if fps is None else fps
+    samples = clip.samples if audio else None
+    if samples is not None and clip.sample_rate != sample_rate:
+        samples = resample(samples, clip.sample_rate, sample_rate)
+    if not video or clip.frames is None:
+        if samples is not None:
+            for part in samples.split(max(1, round(seconds * sample_rate))):
+                yield Clip(frames=None, fps=fps, samples=part, sample_rate=sample_rate)
+        return
+    count = max(1, round(seconds * fps))
+    n_frames = max(1, math.floor(clip.n_frames / clip.fps * fps + 0.5))
+    for first in range(0, n_frames, count):
+        last = min(first + count, n_frames)
+        times = torch.arange(first, last) / fps * clip.fps
+        frames = clip.frames[times.round().long().clamp(max=clip.n_frames - 1)].cpu()
+        part = None
+        if samples is not None:
+            a, b = round(first / fps * sample_rate), round(last / fps * sample_rate)
+            part = samples[a:b].cpu().float()
+            part = torch.cat([part, part.new_zeros(b - a - len(part))])
+        yield Clip(frames if size is None else resize(frames, size), fps, part, sample_rate)
+
+
+def resample(samples: Tensor, rate: int, wanted: int) -> Tensor:
+    """samples (N,) from `rate` to `wanted` hertz."""
+    import av
+    import numpy as np
+
+    frame = av.AudioFrame.from_ndarray(samples.float().numpy()[None], format="fltp", layout="mono")
+    frame.sample_rate = rate
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=wanted)
+    parts = [f.to_ndarray()[0] for f in [*resampler.resample(frame), *resampler.resample(None)]]
+    return torch.from_numpy(np.concatenate(parts)) if parts else torch.zeros(0)

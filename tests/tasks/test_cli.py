@@ -1,0 +1,249 @@
+"""The `avpoet` command: exit codes, one line for a mistake, nothing partial, examples that work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks import TASKS, InputError
+from tasks.cli import build_parser, main, run
+from tokenizers_av.clip import read_clip
+
+
+def parsers(parser: argparse.ArgumentParser | None = None):
+    """Every parser with its sub-parsers."""
+    parser = parser or build_parser()
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield from parsers(sub)
+
+
+@pytest.mark.parametrize("parser", list(parsers()), ids=lambda p: p.prog)
+def test_help_has_an_example_that_parses(parser, capsys):
+    words = parser.prog.split()[1:]
+    assert main([*words, "--help"]) == 0
+    text = capsys.readouterr().out
+    examples = text.split("example:\n")[1].strip().splitlines()
+    assert examples
+    for example in examples:
+        program, *argv = shlex.split(example)
+        assert program == "avpoet"
+        assert build_parser().parse_args(argv).action
+    assert any(e.strip().startswith(parser.prog) for e in examples)
+
+
+def test_every_task_is_a_command():
+    assert {f"avpoet generate {t.command}" for t in TASKS.values()} <= {p.prog for p in parsers()}
+
+
+RED = "a red ball bounces"
+
+
+def bad(*words: str) -> object:
+    return pytest.param(words, id=" ".join(w[:24] for w in words) or "nothing")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        bad(),
+        bad("fly"),
+        bad("generate"),
+        bad("generate", "text-to-smell", "x", "--out", "{tmp}/x.mp4"),
+        bad("generate", "text-to-video", "--out", "{tmp}/x.mp4"),
+        bad("generate", "text-to-video", RED),
+        bad("generate", "text-to-video", "", "--out", "{tmp}/x.mp4"),
+        bad("generate", "text-to-video", "   ", "--out", "{tmp}/x.mp4"),
+        bad("generate", "text-to-video", "x" * 10_000, "--out", "{tmp}/x.mp4"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.xyz"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/none/x.mp4"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.png"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.wav", "--no-sound"),
+        bad("generate", "text-to-image", RED, "--out", "{tmp}/x.wav"),
+        bad("generate", "text-to-image", RED, "--out", "{tmp}/x.png", "--seconds", "2"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--seconds", "0"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--seconds", "-3"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--seconds", "nan"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--seconds", "inf"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--seconds", "90000"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--seconds", "two"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--seed", "-1"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--seed", "1.5"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--seed", str(2**64)),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--top-p", "0"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--top-p", "1.5"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--top-k", "-1"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--temperature", "-1"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--guidance-scale", "nan"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--negative-prompt", ""),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--model", "nosuch"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--model", "{tmp}"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--model", "{model}", "--device", "warp"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--model", "{model}", "--device", "meta"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--dtype", "int3"),
+        bad("generate", "text-to-video", RED, "--out", "{text}/x.mp4"),
+        bad("generate", "text-to-video", RED, "--out", "{tmp}/x.mp4", "--speed", "3"),
+        bad("generate", "image-to-video", "{tmp}/none.png", "--out", "{tmp}/x.mp4"),
+        bad("generate", "image-to-video", "{tone}", "--out", "{tmp}/x.mp4"),
+        bad("generate", "image-to-video", "{photo}", "--prompt", "", "--out", "{tmp}/x.mp4"),
+        bad("generate", "video-to-audio", "{text}", "--out", "{tmp}/x.mp4"),
+        bad("generate", "video-to-audio", "{tmp}", "--out", "{tmp}/x.mp4"),
+        bad("generate", "image-to-video", "{torn}", "--out", "{tmp}/x.mp4"),
+        bad("generate", "video-to-audio", "{clip}", "--out", "{tmp}/x.png"),
+        bad("generate", "video-to-audio", "{clip}", "--out", "{tmp}/x.gif"),
+        bad("generate", "video-to-audio", "{clip}", "--out", "{clip}"),
+        bad("extend", "{clip}", "--seconds", "1", "--out", "{clip}"),
+        bad("reconstruct", "{clip}", "--out", "{clip}"),
+        bad("reconstruct", "{nothing}", "--out", "{tmp}/x.wav"),
+        bad("extend", "{clip}", "--out", "{tmp}/x.mp4"),
+        bad("extend", "{clip}", "--seconds", "0", "--out", "{tmp}/x.mp4"),
+        bad("extend", "{tone}", "--seconds", "1", "--out", "{tmp}/x.mp4"),
+        bad("extend", "{clip}", "--seconds", "1", "--prompt", "", "--out", "{tmp}/x.mp4"),
+        bad("reconstruct", "{tmp}/none.mp4", "--out", "{tmp}/x.mp4"),
+        bad("reconstruct", "{tone}", "--out", "{tmp}/x.png"),
+        bad("reconstruct", "{tone}", "--out", "{tmp}/x.wav", "--side-by-side"),
+        bad("reconstruct", "{photo}", "--out", "{tmp}/x.wav"),
+        bad("info", "nosuch"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    words, tmp_path, debug_model, clip_file, tone, photo, capsys, monkeypatch
+):
+    monkeypatch.setattr("tasks.pipeline.AVPoet.from_pretrained", lambda *a, **k: pytest.fail("loaded a model first"))
+    text, torn, nothing = (tmp_path / n for n in ("notes.txt", "torn.png", "nothing.wav"))
+    text.write_text("no video at all")
+    torn.write_bytes(photo.read_bytes()[:60])
+    nothing.write_bytes(tone.read_bytes()[:44])
+    there = sorted(tmp_path.iterdir())
+    places = {"tmp": tmp_path, "model": debug_model, "clip": clip_file, "tone": tone, "photo": photo, "text": text,
+              "torn": torn, "nothing": nothing}  # fmt: skip
+    if "--model" not in words and words[:1] != ("info",):
+        words = (*words, *(("--model", "{model}") if "--out" in words else ()))
+    before = clip_file.read_bytes()
+    assert main([w.format(**places) for w in words]) == 2
+    assert clip_file.read_bytes() == before
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    line = shown.err
+    assert line.startswith("avpoet: error: ") and line.count("\n") == 1 and len(line) < 600, line
+    assert sorted(tmp_path.iterdir()) == there
+
+
+def test_wrong_choices_are_answered_with_the_right_ones(capsys):
+    main(["generate", "text-to-smell"])
+    assert "video-to-audio" in capsys.readouterr().err
+    main(["info", "nosuch"])
+    assert "'tiny'" in capsys.readouterr().err
+
+
+GOOD = {
+    "unconditional": ([], "x.mp4"),
+    "text-to-image": ([RED], "x.png"),
+    "text-to-video": ([RED, "--seconds", "1.5", "--guidance-scale", "2"], "x.webm"),
+    "image-to-video": (["{photo}", "--prompt", RED], "x.mp4"),
+    "frame-prediction": (["{clip}", "--no-sound"], "x.gif"),
+    "video-to-audio": (["{clip}"], "x.wav"),
+}
+
+
+@pytest.mark.parametrize("task", [t.command for t in TASKS.values()])
+def test_generate_writes_what_was_asked_for(task, debug_model, clip_file, photo, tmp_path, capsys):
+    words, name = GOOD[task]
+    out = tmp_path / name
+    words = [w.format(clip=clip_file, photo=photo) for w in words]
+    assert main(["generate", task, *words, "--out", str(out), "--model", str(debug_model), "--seed", "2"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{out}\n"
+    assert "seed = 2" in shown.err and "device = 'cpu'" in shown.err
+    made = read_clip(out)
+    seconds = {"text-to-image": 1 / 8, "text-to-video": 1.5, "video-to-audio": 2.2}.get(task, 9 / 8)
+    assert abs(made.seconds - seconds) < 0.07
+    assert (made.samples is not None) == (task not in ("text-to-image", "frame-prediction"))
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_sound_that_a_file_cannot_hold_is_not_made(debug_model, photo, tmp_path, capsys):
+    model = ["--model", str(debug_model), "--seconds", "0.5"]
+    assert main(["generate", "text-to-video", RED, "--out", str(tmp_path / "x.gif"), *model]) == 0
+    assert "sound = False" in capsys.readouterr().err
+    assert main(["extend", str(photo), "--out", str(tmp_path / "y.gif"), *model]) == 0
+    assert "sound = False" in capsys.readouterr().err
+
+
+def test_extend_and_reconstruct_write_their_files(debug_model, clip_file, tone, photo, tmp_path, capsys):
+    model = ["--model", str(debug_model)]
+    long, pair, sound, image = (tmp_path / n for n in ("long.mp4", "pair.mp4", "tone.wav", "photo.png"))
+    words = ["extend", str(clip_file), "--seconds", "1", "--prompt", "a", "--prompt", "b", "--out", str(long)]
+    assert main([*words, *model]) == 0
+    assert read_clip(long).n_frames == 18 + 8
+    assert main(["reconstruct", str(clip_file), "--out", str(pair), "--side-by-side", *model]) == 0
+    shown = capsys.readouterr().out
+    assert "PSNR" in shown and "SNR" in shown
+    assert read_clip(pair).frames.shape == (18, 16, 32, 3)
+    assert main(["reconstruct", str(tone), "--out", str(sound), *model]) == 0
+    assert abs(read_clip(sound).seconds - 2.2) < 0.01
+    assert main(["reconstruct", str(photo), "--out", str(image), *model]) == 0
+    assert read_clip(image).frames.shape == (1, 16, 16, 3)
+
+
+def test_tasks_and_info_print_tables(debug_model, capsys):
+    assert main(["tasks"]) == 0
+    shown = capsys.readouterr().out
+    assert all(t.command in shown for t in TASKS.values())
+    assert main(["info", str(debug_model)]) == 0
+    shown = capsys.readouterr().out
+    assert "audio_1" in shown and "<task_video>" in shown and "9 frames" in shown
+
+
+def test_the_command_starts_without_torch():
+    code = "import sys; from tasks.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_leaves_no_file_and_no_traceback(debug_model, tmp_path):
+    words = ["generate", "unconditional", "--seconds", "80000", "--out", str(tmp_path / "x.mp4")]
+    words += ["--model", str(debug_model)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tasks", *words], stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    assert list(tmp_path.iterdir()), "the command never began to write"
+    os.kill(process.pid, signal.SIGINT)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in shown and shown.endswith("avpoet: interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(InputError("a\nb"), 2), (OSError("disk full"), 1), (KeyboardInterrupt(), 130), (SystemExit(0), 0)],
+)
+def test_run_turns_errors_into_exit_codes(error, code, capsys):
+    def fail(argv):
+        raise error
+
+    assert run(fail, [], "avpoet-x") == code
+    assert capsys.readouterr().err.count("\n") == (0 if code == 0 else 1)
+
+
+def test_bugs_keep_their_traceback():
+    def fail(argv):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(fail, [], "avpoet")

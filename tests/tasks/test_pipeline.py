@@ -1,0 +1,266 @@
+"""The pipeline with an untrained model: lengths, determinism, streams, long video, and refusals."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+
+import pytest
+import torch
+
+from lm import LM
+from tasks import TASKS, AVPoet, InputError
+from tasks.long_video import steps
+from tasks.reconstruct import reconstructed
+from tasks.source import Source
+from tasks.stream import join
+from tokenizers_av.clip import Clip, MediaError, read_clip
+
+
+def inputs_of(task, clip) -> dict:
+    return {b.argument: {"prompt": "a red ball"}.get(b.argument, clip) for b in task.inputs}
+
+
+def same(a: Clip, b: Clip) -> bool:
+    frames = a.frames is b.frames is None or torch.equal(a.frames, b.frames)
+    return frames and (a.samples is b.samples is None or torch.equal(a.samples, b.samples))
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_each_task_makes_a_playable_file(task, poet, clip, tmp_path):
+    made = poet.generate(task.name, **inputs_of(task, clip))
+    path = tmp_path / ("x.png" if task.is_image else "x.mp4")
+    made.save(path)
+    read = read_clip(path)
+    if task.is_image:
+        assert read.frames.shape == (1, 16, 16, 3)
+    elif task.output("video"):
+        assert read.frames.shape == (9, 16, 16, 3) and read.fps == 8
+        assert len(made.samples) == 18000 and abs(len(read.samples) - 18000) <= 1
+    else:  # sound for a clip keeps the clip
+        assert torch.equal(made.frames, clip.frames) and made.fps == clip.fps
+        assert len(made.samples) == 35200
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_a_seed_decides_everything(task, poet, clip):
+    given = inputs_of(task, clip)
+    first, again = (poet.generate(task.name, **given, seed=3, temperature=2.0) for _ in range(2))
+    other = poet.generate(task.name, **given, seed=4, temperature=2.0)
+    assert same(first, again)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_each_task_has_its_own_method(task, poet, clip):
+    method = getattr(poet, task.name)
+    assert method.__doc__
+    known = inspect.signature(method).parameters
+    assert {b.argument for b in task.inputs} <= set(known)
+    assert same(method(**inputs_of(task, clip)), poet.generate(task.name, **inputs_of(task, clip)))
+
+
+@pytest.mark.parametrize("seconds", [0.25, None, 2.6])
+@pytest.mark.parametrize("sound", [True, False])
+def test_parts_of_a_stream_are_the_whole(poet, seconds, sound):
+    parts = list(poet.stream.text_to_video("a red ball", seconds=seconds, sound=sound))
+    whole = poet.text_to_video("a red ball", seconds=seconds, sound=sound)
+    assert same(join(parts), whole)
+    assert whole.n_frames == (9 if seconds is None else round(seconds * 8))
+    assert (len(whole.samples) == round(whole.seconds * 16000)) if sound else whole.samples is None
+    if seconds is None:
+        assert [p.n_frames for p in parts][:3] == [1, 4, 4]  # a latent frame at a time
+
+
+def test_a_longer_video_begins_like_the_shorter(poet):
+    short, long = poet.text_to_video("a red ball"), poet.text_to_video("a red ball", seconds=2)
+    assert torch.equal(long.frames[:9], short.frames)
+    assert torch.equal(long.samples[:17920], short.samples[:17920])
+
+
+def test_an_image_is_the_first_frame(poet, clip):
+    made = poet.image_to_video(clip)
+    frame = Source(clip).first_frame((16, 16), 16000)
+    assert torch.equal(made.frames[:1], poet.codec.decode_video(poet.codec.encode_video(frame)))
+
+
+def test_the_context_is_the_end_of_the_video(poet, clip):
+    made = poet.frame_prediction(clip, sound=False)
+    tail = Source(clip).last_frames(5, 8.0, (16, 16), 16000)
+    assert torch.equal(made.frames[:5], poet.codec.decode_video(poet.codec.encode_video(tail)))
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 1.7])
+def test_extend_adds_exactly_the_seconds(poet, clip, clip_file, seconds, tmp_path):
+    n = 18 + round(seconds * 8)  # 2.2 s are 17.6 frames of an eighth
+    for media in (clip_file, clip):
+        longer = poet.extend(media, seconds, ["a red ball", "a cube"])
+        assert longer.n_frames == n and len(longer.samples) == n * 2000
+    poet.extend(clip, seconds, ["a red ball", "a cube"], out=tmp_path / "long.mp4")
+    written = read_clip(tmp_path / "long.mp4")
+    assert written.n_frames == n and abs(len(written.samples) - n * 2000) <= 1
+    grey, wanted = (x.frames.float().mean(-1) for x in (written, longer))  # video files keep less of colour
+    assert (grey - wanted).abs().mean() < 12
+
+
+def test_extend_keeps_the_clip_and_its_sound(poet, clip, silent_file):
+    longer = poet.extend(clip, 0.5)
+    source = join(Source(clip).windows(fps=8.0, size=(16, 16), sample_rate=16000))
+    assert torch.equal(longer.frames[:18], source.frames)
+    assert torch.equal(longer.samples[:35200], clip.samples)
+    quiet = poet.extend(silent_file, 0.5)
+    assert quiet.samples[:36000].abs().max() == 0 and quiet.samples[36000:].abs().max() > 0
+
+
+def test_extend_holds_a_bounded_number_of_frames(poet, clip):
+    """Each part is a window, whatever the length."""
+    sizes = [p.n_frames for p in poet.stream.extend(clip, 4.0)]
+    assert max(sizes) <= 8 and sum(sizes) == 18 + 32
+
+
+def test_windows_use_what_past_there_is(poet):
+    layout = poet.config.layout
+    assert [(s.n_context, s.n_new) for s in steps(layout, 1, 10)] == [(1, 8), (2, 2)]
+    assert [(s.n_context, s.n_new) for s in steps(layout, 4, 3)] == [(1, 3)]
+    assert sum(s.n_new for s in steps(layout, 9, 101)) == 101
+
+
+@pytest.mark.parametrize("seconds", [None, 0.3, 1.5])
+def test_sound_is_as_long_as_the_video(poet, clip, clip_file, seconds):
+    for media in (clip, clip_file):
+        made = poet.video_to_audio(media, seconds=seconds)
+        n = 22 if seconds is None else round(seconds * 10)
+        assert made.frames.shape == (n, 24, 32, 3) and len(made.samples) == n * 1600
+
+
+def test_prompt_options_change_the_result(poet):
+    plain = poet.text_to_video("a red ball", temperature=2.0, sound=False)
+    assert not same(plain, poet.text_to_video("a red ball", temperature=2.0, sound=False, guidance_scale=9.0))
+    guided = poet.text_to_video("a red ball", temperature=2.0, sound=False, guidance_scale=9.0, negative_prompt="x")
+    assert not same(guided, poet.text_to_video("a red ball", temperature=2.0, sound=False, guidance_scale=9.0))
+
+
+@pytest.mark.parametrize("seconds", [0.5, None, 2.0])
+def test_progress_counts_to_its_total(poet, seconds):
+    seen: list[tuple[int, int]] = []
+    poet.text_to_video("a red ball", seconds=seconds, progress=lambda *x: seen.append(x))
+    assert seen[-1][0] == seen[-1][1] and len({total for _, total in seen}) == 1
+    assert [d for d, _ in seen] == sorted(d for d, _ in seen)
+
+
+def test_reconstruction_in_windows_is_the_sound_in_one(poet, clip):
+    made = poet.reconstruct(clip)
+    assert made.n_frames == 18 and len(made.samples) == 36000
+    whole = poet.codec.decode_audio(poet.codec.encode_audio(clip.samples))
+    assert len(whole) == 35200
+    assert (made.samples[:35200] - whole).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["clip_file", "photo", "tone"])
+def test_everything_can_be_reconstructed(kind, poet, request):
+    parts = list(reconstructed(poet.codec, Source(request.getfixturevalue(kind))))
+    before, after = join(p.original for p in parts), join(p.decoded for p in parts)
+    assert before.n_frames == after.n_frames
+    assert (before.samples is None) == (after.samples is None)
+    assert before.samples is None or len(before.samples) == len(after.samples)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda p: p.text_to_video(""), "prompt is empty"),
+        (lambda p: p.text_to_video("x" * 1001), "1,001 characters"),
+        (lambda p: p.text_to_video(7), "prompt is int"),
+        (lambda p: p.text_to_video("x", seconds=0), "seconds=0"),
+        (lambda p: p.text_to_video("x", seconds=float("nan")), "seconds=nan"),
+        (lambda p: p.text_to_video("x", seconds=1e9), "24 hours"),
+        (lambda p: p.text_to_video("x", seed=-1), "seed=-1"),
+        (lambda p: p.text_to_video("x", top_p=0.0), "top_p=0.0"),
+        (lambda p: p.text_to_video("x", temperature=-1.0), "temperature=-1.0"),
+        (lambda p: p.text_to_video("x", top_k=-1), "top_k=-1"),
+        (lambda p: p.text_to_video("x", guidance_scale=float("inf")), "guidance_scale=inf"),
+        (lambda p: p.generate("text_to_smell"), "unknown task"),
+        (lambda p: p.generate("text_to_video"), "needs a prompt"),
+        (lambda p: p.generate("video_to_audio"), "needs a video"),
+        (lambda p: p.generate("unconditional", prompt="x"), "takes no prompt"),
+        (lambda p: p.generate("text_to_image", prompt="x", seconds=1.0), "takes no seconds"),
+        (lambda p: p.generate("text_to_video", prompt="x", sped=1), "unexpected keyword argument 'sped'"),
+        (lambda p: p.extend(3, 1.0), "a clip is a Clip or a path"),
+    ],
+)
+def test_wrong_values_are_refused_at_once(poet, call, match):
+    with pytest.raises(InputError, match=match):
+        call(poet)
+
+
+def test_wrong_media_are_refused_before_the_first_part(poet, tone, tmp_path):
+    with pytest.raises(MediaError, match="no such file"):
+        poet.stream.video_to_audio(tmp_path / "none.mp4")
+    with pytest.raises(MediaError, match="no picture"):
+        poet.stream.image_to_video(tone)
+
+
+def test_saving_and_loading_changes_nothing(poet, debug_model, tmp_path):
+    poet.save_pretrained(tmp_path / "copy")
+    again = AVPoet.from_pretrained(tmp_path / "copy", dtype="float32")
+    assert again.config == poet.config
+    assert same(again.text_to_video("a red ball"), poet.text_to_video("a red ball"))
+    assert json.loads((debug_model / "config.json").read_text())["avpoet_format"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("huge", "expected 'tiny', a model folder"),
+        ("./nowhere/at/all", "expected 'tiny', a model folder"),
+        ("", "expected 'tiny'"),
+        (__file__, "is a file"),
+    ],
+)
+def test_models_that_are_not_there_are_named(name, match):
+    with pytest.raises(InputError, match=match):
+        AVPoet.from_pretrained(name)
+
+
+def test_damaged_model_folders_are_named(debug_model, tmp_path):
+    with pytest.raises(InputError, match=r"lacks config\.json, video_tokenizer"):
+        AVPoet.from_pretrained(tmp_path)
+    copy = tmp_path / "m"
+    shutil.copytree(debug_model, copy)
+    (copy / "lm" / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        AVPoet.from_pretrained(copy)
+    (copy / "config.json").write_text('{"avpoet_format": 99}')
+    with pytest.raises(InputError, match="avpoet_format is 99"):
+        AVPoet.from_pretrained(copy)
+    (copy / "config.json").write_text("[")
+    with pytest.raises(InputError, match="not a readable model config"):
+        AVPoet.from_pretrained(copy)
+
+
+def test_parts_must_fit_each_other(poet):
+    from dataclasses import replace
+
+    config = replace(poet.config, size=(32, 32))
+    with pytest.raises(InputError, match="height in pixels: 32 and 16"):
+        AVPoet(poet.codec.video, poet.codec.audio, poet.codec.text, poet.lm, config)
+
+
+def test_a_model_without_the_task_says_so(poet):
+    from lm import Vocabulary, lm_config
+
+    codec = poet.codec
+    old = [t for t in poet.lm.vocabulary.special_tokens if t != "<task_audio>"]
+    vocab = Vocabulary.build(old, codec.video.codebook_size, [16, 16], codec.text.vocab_size)
+    older = AVPoet(codec.video, codec.audio, codec.text, LM(lm_config("debug", vocab)), poet.config)
+    frames = torch.zeros(9, 16, 16, 3, dtype=torch.uint8)
+    with pytest.raises(InputError, match="not trained for video-to-audio"):
+        older.video_to_audio(Clip(frames, 8.0))
+
+
+def test_device_and_dtype_are_checked(debug_model):
+    with pytest.raises(InputError, match="device 'warp'"):
+        AVPoet.from_pretrained(debug_model, device="warp")
+    with pytest.raises(InputError, match="dtype 'int3'"):
+        AVPoet.from_pretrained(debug_model, dtype="int3")

@@ -1,0 +1,115 @@
+"""The whole chain at debug size: trained, resumed, exported, opened; and what the command refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks import AVPoet
+from tokenizers_av.text import TextTokenizer
+from train.cli import main, parser
+from train.data import open_source
+from train.presets import CHAINS
+from train.tokens import load_tokens
+
+CHAIN = ["all", "--preset", "debug", "--steps", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("chain") / "model"
+    assert main([*CHAIN, "--out", str(out)]) == 0
+    return out
+
+
+def test_the_chain_leaves_a_model_that_makes_a_clip(trained: Path) -> None:
+    clip = AVPoet.from_pretrained(trained, device="cpu").text_to_video("a red ball bounces", seed=0)
+    assert clip.frames.shape == (5, 16, 16, 3) and clip.samples.shape == (10_000,)
+    for part in ("video_tokenizer", "audio_tokenizer", "lm"):
+        assert json.loads((trained / part / "train/metrics.json").read_text())["step"] == 2
+    assert list((trained / "video_tokenizer/train/samples").glob("*.png"))
+
+
+def test_finished_stages_are_not_done_again(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (trained / "lm/config.json").stat().st_mtime_ns
+    assert main([*CHAIN, "--out", str(trained), "--resume"]) == 0
+    assert capsys.readouterr().err.count("done before") == 4
+    assert (trained / "lm/config.json").stat().st_mtime_ns == before
+    assert main([*CHAIN, "--out", str(trained)]) == 2  # without --resume
+
+
+def test_ids_on_disk_are_those_of_the_clips(trained: Path) -> None:
+    tokens = load_tokens(trained / "tokens/train", "clips")
+    chain = CHAINS["debug"]
+    media = open_source("playground").batch([3], chain.spec)
+    poet = AVPoet.from_pretrained(trained, device="cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        ids = poet.codec.video.encode(media.video)[0]
+        heard = poet.codec.audio.encode(media.audio)[0]
+    assert (tokens.video[3] == ids).float().mean() > 0.95  # bfloat16 sums differ a little with the batch
+    assert (tokens.audio[3] == heard).float().mean() > 0.95
+    assert tokens.captions[3] == media.captions[0] and len(tokens) == chain.n_clips
+
+
+def test_export_is_smaller_and_opens(trained: Path, tmp_path: Path) -> None:
+    assert main(["export", str(trained), "--out", str(tmp_path / "m")]) == 0
+    clip = AVPoet.from_pretrained(tmp_path / "m", device="cpu").text_to_video("a red ball bounces", seed=0)
+    assert clip.frames.shape == (5, 16, 16, 3)
+    weights = "video_tokenizer/model.safetensors"
+    assert (tmp_path / "m" / weights).stat().st_size < 0.7 * (trained / weights).stat().st_size
+    assert not list((tmp_path / "m").rglob("train"))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["video-tokenizer", "--preset", "huge"], "unknown preset 'huge'"),
+        (["video-tokenizer", "--data", "/nowhere"], "no such folder"),
+        (["video-tokenizer", "--steps", "0"], "need a number above 0"),
+        (["video-tokenizer", "--steps", "1", "--max-minutes", "1"], "not both"),
+        (["video-tokenizer", "--seed", "-1"], "need 0 or more"),
+        (["video-tokenizer", "--device", "warp"], "device 'warp'"),
+        (["lm", "--tokenizers", "/nowhere"], "has no video_tokenizer"),
+        (["lm"], "--tokenizers"),
+        (["all", "--preset", "debug", "--nonsense"], "--nonsense"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--out", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("avpoet-train: error:") and message in error
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_output_folder_below_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    assert main(["text-tokenizer", "--out", str(tmp_path / "file" / "x")]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_the_text_tokenizer_learns_the_captions_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "data" / f"{name}.png")
+    words = ["text-tokenizer", "--preset", "debug", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "text")]
+    assert main(words) == 2
+    assert "has no captions" in capsys.readouterr().err and not (tmp_path / "text").exists()
+    (tmp_path / "data" / "a.txt").write_text("a zebra runs over the grass")
+    assert main(words) == 0
+    text = TextTokenizer.from_pretrained(tmp_path / "text")
+    assert text.decode(text.encode("a zebra")) == "a zebra" and len(text.encode("zebra")) < 5
+
+
+def test_every_help_shows_an_example_that_parses(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("all", "video-tokenizer", "audio-tokenizer", "text-tokenizer", "lm", "export", "evaluate"):
+        assert main([command, "--help"]) == 0
+        example = capsys.readouterr().out.split("example:")[1].strip().splitlines()[0]
+        program, *arguments = example.split()
+        assert program == "avpoet-train" and parser().parse_args(arguments).command == command

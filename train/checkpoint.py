@@ -1,0 +1,117 @@
+"""Checkpoints without pickle: one safetensors file for every tensor, one JSON file for every number.
+
+A checkpoint folder is written beside its final name and then renamed, so a kill leaves the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tasks.errors import InputError
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged, or belongs to another model or setting."""
+
+
+def flatten(state: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
+    """Copy of `state` for JSON, in which each tensor is replaced by its key in `tensors`."""
+    if isinstance(state, Tensor):
+        tensors[name] = state.detach().contiguous()
+        return {"__tensor__": name}
+    if isinstance(state, dict):
+        return {"__dict__": [[k, flatten(v, tensors, f"{name}.{k}")] for k, v in state.items()]}
+    if isinstance(state, (list, tuple)):
+        return [flatten(v, tensors, f"{name}.{i}") for i, v in enumerate(state)]
+    return state
+
+
+def unflatten(state: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `flatten`; tuples come back as lists."""
+    if isinstance(state, list):
+        return [unflatten(v, tensors) for v in state]
+    if isinstance(state, dict) and "__tensor__" in state:
+        return tensors[state["__tensor__"]]
+    if isinstance(state, dict):
+        return {k: unflatten(v, tensors) for k, v in state["__dict__"]}
+    return state
+
+
+def save_checkpoint(folder: Path, models: dict[str, nn.Module], optimizers: list, progress: dict[str, Any]) -> None:
+    """Write weights, optimizer states and `progress` (numbers and strings) to `folder`, whole or not at all."""
+    tensors: dict[str, Tensor] = {}
+    states = {
+        "models": {name: flatten(model.state_dict(), tensors, name) for name, model in models.items()},
+        "optimizers": [flatten(o.state_dict(), tensors, f"optimizer{i}") for i, o in enumerate(optimizers)],
+        "progress": progress,
+    }
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for stale in (fresh, old):
+        shutil.rmtree(stale, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file({k: v.clone() for k, v in tensors.items()}, fresh / "state.safetensors")
+    with open(fresh / "state.json", "w") as file:
+        json.dump(states, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether `load_checkpoint` finds a whole checkpoint in `folder`, or left beside it by a kill."""
+    return folder.exists() or folder.with_name(folder.name + ".old").exists()
+
+
+def load_checkpoint(folder: Path, models: dict[str, nn.Module], optimizers: list) -> dict[str, Any]:
+    """Restore what `save_checkpoint` wrote and return its `progress`. Raises CheckpointError."""
+    from safetensors import SafetensorError
+
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and old.exists():  # killed between the two renames
+        old.rename(folder)
+    if not (folder / "state.json").is_file():
+        raise CheckpointError(f"{folder}: no checkpoint to resume from")
+    try:
+        states = json.loads((folder / "state.json").read_text())
+        tensors = load_file(folder / "state.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: the checkpoint is damaged ({error}); start in a new folder") from None
+    if set(states["models"]) != set(models) or len(states["optimizers"]) != len(optimizers):
+        raise CheckpointError(f"{folder}: the checkpoint holds other models; choose another folder")
+    try:
+        for name, model in models.items():
+            model.load_state_dict(unflatten(states["models"][name], tensors))
+        for optimizer, state in zip(optimizers, states["optimizers"], strict=True):
+            optimizer.load_state_dict(unflatten(state, tensors))
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        raise CheckpointError(f"{folder}: the checkpoint does not fit ({first}); use the same preset") from None
+    return states["progress"]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(value, indent=2) + "\n")
+    fresh.replace(path)
+
+
+def ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * model, for floating-point tensors; the rest is copied."""
+    with torch.no_grad():
+        for a, m in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+            if a.dtype.is_floating_point:
+                a.lerp_(m.to(a.dtype), 1 - decay)
+            else:
+                a.copy_(m)

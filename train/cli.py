@@ -1,0 +1,94 @@
+"""The `avpoet-train` command: one sub-command per stage, and `all` for the whole chain."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.command import Parser, run
+
+STAGES = {
+    "all": "text, video and audio tokenizer, then the transformer: a whole model folder",
+    "video-tokenizer": "causal 3-D CNN with lookup-free quantization",
+    "audio-tokenizer": "causal SEANet with residual vector quantization",
+    "text-tokenizer": "sentencepiece on the captions of the data",
+    "lm": "the transformer, on ids made with trained tokenizers",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(_main, argv, "avpoet-train")
+
+
+def parser() -> Parser:
+    from train.evaluate.command import EXAMPLE, add_arguments
+
+    top = Parser("avpoet-train", description="Train and measure avpoet models.",
+                 example="avpoet-train all --preset tiny --out runs/mine --max-minutes 60")  # fmt: skip
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    for name, summary in STAGES.items():
+        extra = " --tokenizers runs/mine" if name == "lm" else ""
+        limit = "" if name == "text-tokenizer" else " --max-minutes 10"
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".",
+                                      example=f"avpoet-train {name} --preset tiny --data playground "
+                                              f"--out runs/{name}{limit}{extra}")  # fmt: skip
+        _common(command)
+        if name == "lm":
+            command.add_argument("--tokenizers", type=Path, required=True,
+                                 help="folder that holds video_tokenizer, audio_tokenizer and text_tokenizer")
+            command.add_argument("--tokens", type=Path, help="folder for the ids (default: beside --out)")
+    export = commands.add_parser("export", help="copy a trained model without what only training needs",
+                                 description="Copy a model folder in bfloat16, without checkpoints and logs.",
+                                 example="avpoet-train export runs/mine --out mine")  # fmt: skip
+    export.add_argument("model", type=Path, help="a model folder")
+    export.add_argument("--out", type=Path, required=True)
+    evaluate = commands.add_parser("evaluate", help="measure a model on clips and prompts it never saw",
+                                   description="Measure a model on clips and prompts it never saw.", example=EXAMPLE)
+    add_arguments(evaluate)
+    return top
+
+
+def _common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--preset", default="tiny", help="debug or tiny (default: tiny)")
+    command.add_argument("--data", default="playground",
+                         help="playground, or a folder of media files with a metadata.jsonl of captions")  # fmt: skip
+    command.add_argument("--out", type=Path, required=True, help="folder for the model, its checkpoints and logs")
+    command.add_argument("--max-minutes", type=float, metavar="N",
+                         help="train this long; the learning rate is annealed over it")  # fmt: skip
+    command.add_argument("--steps", type=int, metavar="N", help="train this many steps instead")
+    command.add_argument("--batch-size", type=int, metavar="N")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")
+    command.add_argument("--compile", action="store_true", help="torch.compile: slow to start, faster after")
+    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+
+
+def _main(argv: Sequence[str]) -> int:
+    args = parser().parse_args(argv)
+    if args.command == "evaluate":
+        from train.evaluate.command import run as evaluate
+
+        return evaluate(args)
+    from train import stages
+
+    if args.command == "export":
+        stages.export(args.model, args.out)
+        print(args.out)
+        return 0
+    options = stages.Options(
+        preset=args.preset, data=args.data, steps=args.steps, minutes=args.max_minutes, seed=args.seed,
+        batch_size=args.batch_size, device=args.device, compile=args.compile, resume=args.resume,
+    )  # fmt: skip
+    stages.check_out(args.out)
+    if args.command == "lm":
+        metrics: dict = stages.train_lm(args.out, options, args.tokenizers, args.tokens)
+    else:
+        metrics = getattr(stages, "train_" + args.command.replace("-", "_"))(args.out, options)
+    print(json.dumps(metrics))
+    return 0 if metrics else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

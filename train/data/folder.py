@@ -1,0 +1,208 @@
+"""Anybody's folder of media files as training data: random windows of videos, images and sounds, with captions."""
+# Shapes: B batch, T frames, H W height and width, N samples
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenizers_av.clip import Clip, ClipReader, MediaError, read_clip
+from tokenizers_av.media_formats import AUDIO_SUFFIXES, INPUT_SUFFIXES
+from train.data.source import SPLITS, MediaBatch, MediaSpec
+
+log = logging.getLogger(__name__)
+
+TEST_SHARE = 0.05
+MIN_FILES_TO_SPLIT = 20
+CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")
+MAX_TRIES = 100  # files drawn for one sample before giving up
+
+
+class FolderSource:
+    """Random windows of the media files under a folder, however deep.
+
+    Captions come from `metadata.jsonl` or `metadata.csv` (a `file_name` column relative to it, and `text` or `caption`:
+    the convention of the `datasets` library), else from a .txt file of the same name beside the media file, else they
+    are empty.
+
+    Split: 5 % of the files, chosen by a hash of their path inside the folder, are the test split, so it stays the same
+    when files are added. With fewer than 20 files both splits hold all files, and only the windows drawn differ.
+
+    Sample i is a pure function of (seed, split, i) and the files. A short file is stretched by its last frame and by
+    silence, an image stands still, a video without sound is silent. Files that lack what is asked for are not drawn:
+    sound files where `video=True`, silent ones where only sound is wanted. A file that cannot be read is reported once
+    and another takes its place. Raises MediaError where the folder is missing or has no usable media.
+    """
+
+    def __init__(self, path: str | Path, split: str = "train", seed: int = 0) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
+        self.root = Path(path)
+        if not self.root.is_dir():
+            raise MediaError(f"{self.root}: no such folder; give a folder of media files")
+        self.split, self.seed = split, seed
+        self.len: int | None = None  # windows are drawn at random: any index >= 0 is valid
+        found = sorted(_media_files(self.root))
+        if not found:
+            raise MediaError(f"{self.root}: no media files in it; known are {' '.join(INPUT_SUFFIXES)}")
+        self.files = split_files(found, split)
+        self._captions = read_captions(self.root)
+        self._unusable: set[tuple[str, bool]] = set()  # (file, whether a picture was wanted)
+
+    def __repr__(self) -> str:
+        return f"FolderSource({str(self.root)!r}, split={self.split!r}, seed={self.seed}): {len(self.files)} files"
+
+    def batch(self, indices: Sequence[int], spec: MediaSpec, *, video: bool = True, audio: bool = True) -> MediaBatch:
+        """Clips for the given indices: video (B, 3, T, size, size), audio (B, N), both in [-1, 1], and B captions."""
+        if not (video or audio):
+            raise ValueError("video=False and audio=False: nothing to read")
+        if not len(indices):
+            raise ValueError("indices is empty; need at least one")
+        workers = min(len(indices), os.cpu_count() or 1, 8)
+        with ThreadPoolExecutor(workers) as pool:  # decoding leaves the interpreter lock
+            samples = list(pool.map(lambda index: self._sample(int(index), spec, video, audio), indices))
+        return MediaBatch(
+            video=torch.stack([to_video(clip, spec) for clip, _ in samples]) if video else None,
+            audio=torch.stack([to_audio(clip, spec) for clip, _ in samples]) if audio else None,
+            captions=[caption for _, caption in samples],
+        )
+
+    def all_captions(self) -> list[str]:
+        """The captions of the files of this split, in the order of their names; files without one are left out."""
+        return [caption for name in self.files if (caption := self.caption(name))]
+
+    def caption(self, name: str) -> str:
+        """The caption of a file, by its path inside the folder; "" where there is none."""
+        if name in self._captions:
+            return self._captions[name]
+        beside = (self.root / name).with_suffix(".txt")
+        if not beside.is_file():
+            return ""
+        return " ".join(beside.read_text(encoding="utf-8", errors="replace").split())
+
+    def _sample(self, index: int, spec: MediaSpec, video: bool, audio: bool) -> tuple[Clip, str]:
+        draw = random.Random(f"{self.seed}/{self.split}/{index}")
+        for _ in range(max(MAX_TRIES, 4 * len(self.files))):
+            name, place = self.files[draw.randrange(len(self.files))], draw.random()
+            if (name, video) in self._unusable:
+                continue
+            try:
+                return self._window(name, place, spec, video, audio), self.caption(name)
+            except _Lacking:
+                self._unusable.add((name, video))
+            except MediaError as error:
+                if (name, video) not in self._unusable:
+                    self._unusable.add((name, video))
+                    log.warning("skipped: %s", error)
+        what = "picture" if video else "sound"
+        raise MediaError(f"{self.root}: none of its {len(self.files)} {self.split} files has a readable {what}")
+
+    def _window(self, name: str, place: float, spec: MediaSpec, video: bool, audio: bool) -> Clip:
+        path = self.root / name
+        if video and path.suffix.lower() in AUDIO_SUFFIXES:
+            raise _Lacking(name)
+        with ClipReader(path) as reader:
+            if not (reader.has_video if video else reader.has_audio):
+                raise _Lacking(name)
+            room = 0.0 if reader.info.is_image else max(0.0, (reader.seconds or 0.0) - spec.seconds)
+            audio = audio and reader.has_audio
+        start = place * room
+        while True:
+            try:
+                return read_clip(
+                    path,
+                    fps=spec.fps,
+                    size=spec.size if video else None,
+                    start=start,
+                    seconds=None if video else spec.seconds,
+                    n_frames=spec.n_frames if video else None,
+                    sample_rate=spec.sample_rate,
+                    video=video,
+                    audio=audio,
+                )
+            except MediaError:
+                if start == 0:
+                    raise
+                start = 0.0  # the file is shorter than it says: whether it is usable must not depend on the draw
+
+
+class _Lacking(Exception):
+    """A good file that does not hold what is asked for."""
+
+
+def _media_files(root: Path) -> Iterator[str]:
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix.lower() in INPUT_SUFFIXES:
+                yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def split_files(names: list[str], split: str) -> list[str]:
+    """The files of a split: those whose hash lies in the lowest 5 % are the test files (at least one of each split)."""
+    if len(names) < MIN_FILES_TO_SPLIT:
+        return names
+    rank = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in names}
+    test = {name for name in names if rank[name] < TEST_SHARE} or {min(names, key=rank.__getitem__)}
+    return [name for name in names if (name in test) == (split == "test")] or names
+
+
+def read_captions(root: Path) -> dict[str, str]:
+    """Captions by path inside the folder, from all metadata.jsonl and metadata.csv in it; raises MediaError."""
+    captions = {}
+    for file in sorted([*root.rglob("metadata.csv"), *root.rglob("metadata.jsonl")]):
+        for number, row in _rows(file):
+            name = row.get("file_name")
+            if not isinstance(name, str) or not name:
+                raise MediaError(f"{file}, line {number}: needs a file_name")
+            text = next((row[column] for column in CAPTION_COLUMNS if row.get(column)), "")
+            text = text[0] if isinstance(text, list) else text
+            full = os.path.normpath(file.parent.relative_to(root) / name)
+            captions[Path(full).as_posix()] = str(text).strip()
+    return captions
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict]]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            if file.suffix == ".csv":
+                yield from enumerate(csv.DictReader(lines), start=2)
+                return
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise MediaError(f"{file}, line {number}: needs a JSON object with file_name and text")
+                    yield number, row
+    except json.JSONDecodeError as error:
+        raise MediaError(f"{file}, line {number}: not valid JSON ({error.msg})") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise MediaError(f"{file}: not readable ({error})") from None
+
+
+def to_video(clip: Clip, spec: MediaSpec) -> Tensor:
+    """Frames of a clip as (3, T, H, W) float32 in [-1, 1]; a short clip is held on its last frame."""
+    assert clip.frames is not None
+    frames = clip.frames[: spec.n_frames]
+    if missing := spec.n_frames - len(frames):
+        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+    return frames.permute(3, 0, 1, 2).float().div_(127.5).sub_(1)
+
+
+def to_audio(clip: Clip, spec: MediaSpec) -> Tensor:
+    """Samples of a clip as (N,) float32, with silence where there are none."""
+    if clip.samples is None:
+        return torch.zeros(spec.n_samples)
+    samples = clip.samples[: spec.n_samples]
+    return F.pad(samples, (0, spec.n_samples - len(samples)))

@@ -1,0 +1,93 @@
+"""`avpoet-train evaluate MODEL --suite playground`: figures as a table on stdout, the last line as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLE = "avpoet-train evaluate tiny --suite playground --n 50 --only text_to_video --grid grid.png"
+SUITES = ("playground",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help='"tiny", a model folder, or a hub name owner/name')
+    parser.add_argument(
+        "--suite", default="playground", choices=SUITES, help="what to measure on (default: playground)"
+    )
+    parser.add_argument("--n", type=int, default=100, help="clips for each part (default: 100)")
+    parser.add_argument("--only", metavar="PART,...", help="reconstruction, text_to_video, video_to_audio, "
+                        "image_to_video, frame_prediction (default: all)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the clips and of the drawing of ids (default: 0)")
+    parser.add_argument("--batch-size", type=int, default=16, help="clips made at once (default: 16)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the table here, and the JSON beside it")
+    parser.add_argument("--grid", type=Path, metavar="FILE.png", help="draw the first clips of each part")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print, write; raises InputError for what cannot be asked, before any work."""
+    from tasks import AVPoet, InputError
+    from train.evaluate.grid import save_grid
+    from train.evaluate.suite import PARTS, playground_suite
+
+    only = None if args.only is None else [p.strip().replace("-", "_") for p in args.only.split(",") if p.strip()]
+    if only is not None and (not only or set(only) - set(PARTS)):
+        raise InputError(f"--only {args.only}: expected some of {', '.join(PARTS)}, with commas between")
+    if args.n < 1 or args.batch_size < 1 or args.seed < 0:
+        raise InputError(f"--n {args.n} --batch-size {args.batch_size} --seed {args.seed}: "
+                         "--n and --batch-size must be at least 1, --seed not negative")  # fmt: skip
+    _check_file(args.out, (".md",))
+    _check_file(args.grid, (".png", ".jpg", ".jpeg", ".webp"))
+    poet = AVPoet.from_pretrained(args.model, device=args.device)
+    begun = time.monotonic()
+    report, shown = playground_suite(
+        poet, args.n, args.seed, only=only, batch=args.batch_size, progress=True, pictures=12 if args.grid else 0
+    )
+    report.conditions |= {
+        "model": str(args.model),
+        "device": str(poet.device),
+        "dtype": str(poet.dtype).removeprefix("torch."),
+        "batch size": args.batch_size,
+        "seconds": round(time.monotonic() - begun),
+        "command": command_line(args),
+    }
+    table, line = report.markdown(), report.to_json()
+    if args.out is not None:
+        args.out.write_text(table, encoding="utf-8")
+        args.out.with_suffix(".json").write_text(line + "\n", encoding="utf-8")
+    if args.grid is not None and shown:
+        save_grid(shown, args.grid)
+    if args.grid is not None and not shown:
+        print("no pictures were made, so there is no grid", file=sys.stderr)
+    print(table)
+    print(line, flush=True)
+    return 0
+
+
+evaluate_command = run
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command that makes these figures again."""
+    words: Sequence[object] = [
+        "avpoet-train", "evaluate", args.model, "--suite", args.suite, "--n", args.n, "--seed", args.seed,
+        *(["--only", args.only] if args.only else []), "--batch-size", args.batch_size,
+        *(["--device", args.device] if args.device else []),
+    ]  # fmt: skip
+    return shlex.join(map(str, words))
+
+
+def _check_file(path: Path | None, suffixes: Sequence[str]) -> None:
+    from tasks import InputError
+
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"{str(path)!r}: expected a name that ends in {' or '.join(suffixes)}")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"{str(path)!r} cannot be written: its folder does not exist or is not writable")

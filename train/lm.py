@@ -1,0 +1,149 @@
+"""Training of the transformer on a mixture of tasks (VideoPoet, arXiv:2312.14125, §4).
+
+Each step draws one task, so all its sequences have one length but for the prompt. Images first, videos after (§4.2).
+Prompts are dropped at random, which teaches the unguided half of classifier-free guidance.
+"""
+# Shapes: B batch, L sequence
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lm import IGNORE_INDEX, LM, Vocabulary
+from tasks.sequence import Layout, Sequence, TokenSample, build
+from tasks.table import TASKS
+from tokenizers_av.text import TextTokenizer
+from train.optimizers import matrix_optimizers
+from train.tokens import TokenSet
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A share of the steps for one kind of sequence."""
+
+    task: str
+    weight: float
+    sound: bool = False
+    batch: float = 1.0  # sequences per step, relative to silent videos: keeps the ids per step about equal
+
+
+IMAGES_FIRST = 0.25  # share of the training in which IMAGE_SHARE of the steps are images
+IMAGE_SHARE = 0.9
+IMAGES = Mix("text_to_image", 1.0, batch=4)
+VIDEOS = (
+    Mix("text_to_video", 0.54),
+    Mix("text_to_video", 0.10, sound=True, batch=0.5),
+    Mix("video_to_audio", 0.16, sound=True, batch=0.5),
+    Mix("image_to_video", 0.08),
+    Mix("frame_prediction", 0.12),
+)
+
+
+@dataclass
+class Batch:
+    ids: Tensor  # (B, L) int64
+    labels: Tensor  # (B, L) int64, IGNORE_INDEX at padding too
+    positions: Tensor  # (B, L, 3) float32
+    prefix_len: Tensor  # (B,) int64, left padding counted in
+    mask: Tensor  # (B, L) bool, False at padding
+    task: str  # name of the task, with "+sound" where the sequences end in sound
+
+
+def collate(sequences: list[Sequence], pad: int, task: str) -> Batch:
+    """Pad sequences on the left to one length."""
+    L = max(len(s.ids) for s in sequences)
+    B = len(sequences)
+    ids, labels = torch.full((B, L), pad), torch.full((B, L), IGNORE_INDEX)
+    positions, mask = torch.zeros(B, L, 3), torch.zeros(B, L, dtype=torch.bool)
+    prefix_len = torch.zeros(B, dtype=torch.long)
+    for i, s in enumerate(sequences):
+        skip = L - len(s.ids)
+        ids[i, skip:], labels[i, skip:], positions[i, skip:], mask[i, skip:] = s.ids, s.labels, s.positions, True
+        prefix_len[i] = skip + s.prefix_len
+    return Batch(ids, labels, positions, prefix_len, mask, task)
+
+
+class LMJob:
+    """Fits an `LM` to token sets. Block matrices are updated by Muon, everything else by AdamW.
+
+    `batch_size` counts silent videos; `Mix.batch` scales it. A prompt is left out with probability `drop_text`, and
+    where the caption is empty. Metrics come from `held_out`, a set of clips that is never trained on.
+    """
+
+    name = "lm"
+    lr = 3e-3
+    ema = 0.99
+
+    def __init__(
+        self, model: LM, text: TextTokenizer, layout: Layout, clips: TokenSet, images: TokenSet, held_out: TokenSet,
+        *, batch_size: int = 32, seed: int = 0, drop_text: float = 0.1,
+    ) -> None:  # fmt: skip
+        self.model, self.text, self.layout = model, text, layout
+        self.clips, self.images, self.held_out = clips, images, held_out
+        self.batch_size, self.seed, self.drop_text = batch_size, seed, drop_text
+        self.vocab: Vocabulary = model.vocabulary
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return matrix_optimizers(self.model.named_parameters(), self.lr, plain=("embed", "head", "place"))
+
+    def batch(self, step: int, rank: int, world: int, progress: float) -> Batch:
+        """Sequences of one kind, a pure function of (seed, step, rank) and of whether images still come first."""
+        rng = random.Random(f"{self.seed}/{step}/{rank}")
+        # all processes draw the same kind of sequence, so that none waits for a longer one
+        kind = random.Random(f"{self.seed}/{step}").random()
+        image_share = IMAGE_SHARE if progress < IMAGES_FIRST else 1 - IMAGE_SHARE
+        if kind < image_share:
+            mix = IMAGES
+        else:
+            mix = random.Random(f"{self.seed}/{step}/mix").choices(VIDEOS, [m.weight for m in VIDEOS])[0]
+        return self.sequences(mix, self.images if mix is IMAGES else self.clips, rng)
+
+    def sequences(self, mix: Mix, tokens: TokenSet, rng: random.Random, n: int | None = None) -> Batch:
+        """A batch of one kind of sequence from `n` random items of `tokens` (default: what `mix` asks for)."""
+        task = TASKS[mix.task]
+        n_context = rng.choice([1, 2, 3, 3, 4])  # frame prediction; 3 latent frames (one second) is what extend uses
+        n_context = min(n_context, self.layout.latent_frames - 1)
+        sequences = []
+        for _ in range(n or max(1, round(self.batch_size * mix.batch))):
+            i = rng.randrange(len(tokens))
+            words = None
+            if task.input("text") is not None and rng.random() >= self.drop_text and tokens.captions[i].strip():
+                words = torch.tensor(self.text.encode(tokens.captions[i]), dtype=torch.long)
+            audio = tokens.audio[i].long() if tokens.audio is not None else None
+            sample = TokenSample(words, tokens.video[i].long(), audio)
+            sequences.append(build(task, sample, self.vocab, self.layout, sound=mix.sound, n_context=n_context))
+        return collate(sequences, self.vocab.special("<pad>"), mix.task + ("+sound" if mix.sound else ""))
+
+    def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Mean loss over the targets of the batch, and the nats of each id range as "TASK/RANGE"."""
+        device = next(self.model.parameters()).device
+        ids, positions = batch.ids.to(device), batch.positions.to(device)
+        following = torch.cat([positions[:, 1:], positions[:, -1:]], dim=1)
+        mask = None if bool(batch.mask.all()) else batch.mask.to(device)
+        out = model(ids, positions, following, batch.prefix_len.to(device), mask, labels=batch.labels.to(device))
+        return out.total, {f"{batch.task}/{name}": nats for name, nats in out.per_range.items()}
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, n: int) -> dict[str, float]:
+        """Mean nats per id for each kind of sequence, on min(n, 32) of them from held-out clips."""
+        n, rng = min(n, 32), random.Random(0)
+        scores = {"n": float(n)}
+        for mix in (IMAGES, *VIDEOS):
+            batch = self.sequences(mix, self.held_out, rng, n)
+            scores |= {key: float(value) for key, value in self.loss(model, batch, 1.0)[1].items()}
+        return scores
+
+    def sample(self, model: nn.Module, folder: Path, step: int) -> None:
+        """Write the held-out losses; pictures need the tokenizers and come from `avpoet-train evaluate --grid`."""
+        lines = [f"{key}\t{value:.4f}" for key, value in self.evaluate(model, 32).items()]
+        (folder / f"{step:07d}.tsv").write_text("\n".join(lines) + "\n")
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the model as a folder that `LM.from_pretrained` opens."""
+        assert isinstance(model, LM)
+        model.save_pretrained(folder, max_shard_size="12MB")

@@ -1,0 +1,284 @@
+"""The stages of a training: each leaves a folder that opens by itself; in order they leave a whole model folder.
+
+    OUT/video_tokenizer  OUT/audio_tokenizer  OUT/text_tokenizer  OUT/tokens  OUT/lm  OUT/config.json
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import InputError
+from train.data import Source, open_source
+from train.loop import LoopConfig, fit
+from train.presets import CHAINS, ChainPreset
+
+DEFAULT_MINUTES = {"video-tokenizer": 30.0, "audio-tokenizer": 10.0, "lm": 50.0}
+# shares of `--max-minutes` of a whole chain; making ids and saving takes what is left
+CHAIN_SHARES = {"video-tokenizer": 0.32, "audio-tokenizer": 0.10, "lm": 0.50}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every stage is told."""
+
+    preset: str = "tiny"
+    data: str = "playground"
+    steps: int | None = None
+    minutes: float | None = None
+    seed: int = 0
+    batch_size: int | None = None
+    device: str | None = None
+    compile: bool = False
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.preset not in CHAINS:
+            raise InputError(f"unknown preset {self.preset!r}, expected one of {', '.join(sorted(CHAINS))}")
+        for name in ("steps", "minutes", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name}={value}: need a number above 0")
+        if self.steps is not None and self.minutes is not None:
+            raise InputError("give either steps or minutes, not both")
+        if self.seed < 0:
+            raise InputError(f"seed={self.seed}: need 0 or more")
+        if self.device is not None:
+            from tasks.pipeline import pick_device
+
+            pick_device(self.device)
+
+    @property
+    def chain(self) -> ChainPreset:
+        return CHAINS[self.preset]
+
+    def batch(self, stage: str) -> int:
+        return self.batch_size or self.chain.batch_size[stage]
+
+    def loop(self, stage: str) -> LoopConfig:
+        minutes = self.minutes or (None if self.steps else DEFAULT_MINUTES[stage])
+        return LoopConfig(steps=self.steps, minutes=minutes, seed=self.seed, compile=self.compile)
+
+    def source(self, split: str = "train") -> Source:
+        try:
+            return open_source(self.data, split=split, seed=self.seed)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+
+def check_out(out: Path) -> None:
+    """Raise InputError unless folder `out` can be written, before any work."""
+    parent = out
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"--out {out}: {parent} is a file, expected a folder")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot write to {parent} ({error.strerror}); choose another folder") from None
+
+
+def announce(stage: str, out: Path, options: Options, **more: Any) -> None:
+    """Print the resolved configuration before anything else happens."""
+    values = {"stage": stage, "out": str(out), **asdict(options), **more}
+    print(json.dumps(values), file=sys.stderr, flush=True)
+
+
+def train_video_tokenizer(out: Path, options: Options) -> dict[str, float]:
+    """Train a video tokenizer into folder `out` and return its test metrics."""
+    from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
+    from train.video_tokenizer import VideoTokenizerJob
+
+    config = video_tokenizer_config(options.chain.parts)
+    announce("video-tokenizer", out, options, model=asdict(config))
+    _seed(options.seed)
+    job = VideoTokenizerJob(VideoTokenizer(config), options.source(), options.source("test"), options.chain.spec,
+                            batch_size=options.batch("video-tokenizer"), seed=options.seed)  # fmt: skip
+    return fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
+
+
+def train_audio_tokenizer(out: Path, options: Options) -> dict[str, float]:
+    """Train an audio tokenizer into folder `out` and return its test metrics."""
+    from tokenizers_av.audio import AudioTokenizer, audio_tokenizer_config
+    from train.audio_tokenizer import AudioTokenizerJob
+
+    config = audio_tokenizer_config(options.chain.parts)
+    announce("audio-tokenizer", out, options, model=asdict(config))
+    _seed(options.seed)
+    seconds = min(1.0, options.chain.spec.seconds)
+    job = AudioTokenizerJob(AudioTokenizer(config), options.source(), options.source("test"), seconds=seconds,
+                            batch_size=options.batch("audio-tokenizer"), seed=options.seed)  # fmt: skip
+    return fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
+
+
+def train_text_tokenizer(out: Path, options: Options) -> dict[str, float]:
+    """Train a text tokenizer on the captions of the data into folder `out`; returns its vocabulary size."""
+    from tokenizers_av.text import TextTokenizer
+
+    announce("text-tokenizer", out, options)
+    captions = itertools.islice(_captions(options), options.chain.n_captions)
+    try:
+        text = TextTokenizer.train(captions, vocab_size=options.chain.text_vocab)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    text.save_pretrained(out)
+    return {"vocab_size": text.vocab_size}
+
+
+def _captions(options: Options) -> Iterable[str]:
+    """Captions of the training split; raises InputError where the data has none."""
+    from train.data.folder import FolderSource
+    from train.data.playground import all_captions
+
+    source = options.source()
+    if not isinstance(source, FolderSource):
+        return all_captions(options.chain.n_captions, options.seed)
+    found = source.all_captions()
+    if not found:
+        raise InputError(f"data={options.data!r}: has no captions; give a metadata.jsonl with file_name and text")
+    return found
+
+
+def train_lm(out: Path, options: Options, tokenizers: Path, tokens: Path | None = None) -> dict[str, float]:
+    """Train the transformer into folder `out`, on ids made with the tokenizers in folder `tokenizers`.
+
+    The ids are kept in `tokens` (default: OUT/../tokens) and made first where they are missing. OUT/../config.json is
+    written too: beside the tokenizers' folders it makes OUT/.. a whole model.
+    """
+    import torch
+
+    from lm import LM, lm_config
+    from tokenizers_av.audio import AudioTokenizer
+    from tokenizers_av.text import TextTokenizer
+    from tokenizers_av.video import VideoTokenizer
+    from train.lm import LMJob
+    from train.tokens import load_tokens, tokenize
+
+    chain, spec = options.chain, options.chain.spec
+    for part in ("video_tokenizer", "audio_tokenizer", "text_tokenizer"):
+        if not (tokenizers / part / "config.json").is_file():
+            raise InputError(f"{tokenizers}: has no {part}; train it first, or name its folder's parent")
+    announce("lm", out, options, tokenizers=str(tokenizers))
+    video = VideoTokenizer.from_pretrained(tokenizers / "video_tokenizer").eval()
+    audio = AudioTokenizer.from_pretrained(tokenizers / "audio_tokenizer").eval()
+    text = TextTokenizer.from_pretrained(tokenizers / "text_tokenizer")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = tokens or out.parent / "tokens"
+    n_clips, n_test = chain.n_clips, 32 if chain.parts != "debug" else 4
+    for split, clips, images in (("train", n_clips, chain.n_images), ("test", n_test, 0)):
+        tokenize(options.source(split), video.to(device), audio.to(device), spec, tokens / split,
+                 n_clips=clips, n_images=images)  # fmt: skip
+    vocabulary = model_vocabulary(video, audio, text)
+    config = model_config(video, audio, chain)
+    _seed(options.seed)
+    model = LM(lm_config(chain.parts, vocabulary))
+    start_from_bits(model, video)
+    held_out = load_tokens(tokens / "test", "clips")
+    job = LMJob(model, text, config.layout, load_tokens(tokens / "train", "clips"),
+                load_tokens(tokens / "train", "images"), held_out,
+                batch_size=options.batch("lm"), seed=options.seed)  # fmt: skip
+    config.save(out.parent)
+    return fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
+
+
+def start_from_bits(model: Any, video: Any) -> None:
+    """Let the embeddings of visual ids start half from a random projection of their bits, so that ids that differ in
+    one bit start alike; the scale stays that of the other embeddings."""
+    import torch
+
+    place = model.vocabulary["visual"]
+    codes = video.quantizer.codes(torch.arange(video.codebook_size, device=model.embed.weight.device))
+    with torch.no_grad():
+        rows = model.embed.weight[place.start : place.stop]
+        projection = torch.randn(codes.shape[1], rows.shape[1]) * rows.std() / codes.shape[1] ** 0.5
+        rows.copy_((rows + codes.to(projection) @ projection) * 0.5**0.5)
+
+
+def model_vocabulary(video: Any, audio: Any, text: Any) -> Any:
+    """The `lm.Vocabulary` with one range for each id range of the three tokenizers."""
+    from lm import Vocabulary
+    from tasks import SPECIAL_TOKENS
+
+    levels = [audio.codebook_size] * audio.n_codebooks
+    return Vocabulary.build(SPECIAL_TOKENS, video.codebook_size, levels, text.vocab_size)
+
+
+def model_config(video: Any, audio: Any, chain: ChainPreset) -> Any:
+    """The `tasks.PoetConfig` of the whole model: layout, size, sampling."""
+    from tasks import Layout, PoetConfig
+    from tasks.model_folder import SamplingDefaults
+    from tokenizers_av.video import n_latent_frames
+
+    spec, side = chain.spec, chain.spec.size // video.spatial_stride
+    layout = Layout(
+        latent_frames=n_latent_frames(spec.n_frames), height=side, width=side,
+        audio_frames=spec.n_samples // audio.hop_length, n_codebooks=audio.n_codebooks, fps=spec.fps,
+        audio_rate=audio.frame_rate, temporal_stride=video.temporal_stride,
+    )  # fmt: skip
+    return PoetConfig(layout, (spec.size, spec.size), SamplingDefaults(**chain.sampling))
+
+
+def train_all(out: Path, options: Options) -> dict[str, dict[str, float]]:
+    """Train the whole chain into a model folder; a stage that is done is not done again with `resume`.
+
+    Returns the metrics of each stage, or {} if a signal stopped it.
+    """
+    from dataclasses import replace
+
+    total = options.minutes or (None if options.steps else sum(DEFAULT_MINUTES.values()) / sum(CHAIN_SHARES.values()))
+    if out.exists() and any(out.iterdir()) and not options.resume:
+        raise InputError(f"{out}: is not empty; continue with --resume or choose another folder")
+
+    def stage(name: str) -> Options:
+        return replace(options, minutes=None if total is None else total * CHAIN_SHARES[name])
+
+    results: dict[str, dict[str, float]] = {}
+    for name, run in (
+        ("text-tokenizer", lambda folder: train_text_tokenizer(folder, options)),
+        ("video-tokenizer", lambda folder: train_video_tokenizer(folder, stage("video-tokenizer"))),
+        ("audio-tokenizer", lambda folder: train_audio_tokenizer(folder, stage("audio-tokenizer"))),
+        ("lm", lambda folder: train_lm(folder, stage("lm"), out)),
+    ):
+        folder = out / name.replace("-", "_")
+        done = folder / ("config.json" if name == "text-tokenizer" else "train/metrics.json")
+        if done.is_file():
+            print(f"{name}: done before, {folder}", file=sys.stderr)
+            results[name] = json.loads(done.read_text())
+            continue
+        results[name] = run(folder)
+        if not results[name]:
+            return {}  # stopped by a signal
+    from tasks.model_folder import model_card, read_config
+
+    card = out / "README.md"
+    if not card.exists():
+        card.write_text(model_card(read_config(out)), encoding="utf-8")
+    return results
+
+
+def export(out: Path, folder: Path) -> None:
+    """Copy the model in `out` to `folder` without what only training needs, in bfloat16: half the size to ship."""
+    import torch
+
+    from tasks import AVPoet
+
+    poet = AVPoet.from_pretrained(out, device="cpu", dtype="float32")
+    for part in (poet.codec.video, poet.codec.audio, poet.lm):
+        part.to(torch.bfloat16)
+    poet.save_pretrained(folder)
+    poet.lm.save_pretrained(folder / "lm", max_shard_size="12MB")  # files that every git host takes
+
+
+def _seed(seed: int) -> None:
+    import torch
+
+    torch.manual_seed(seed)
