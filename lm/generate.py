@@ -163,7 +163,7 @@ def _run(
             else:
                 logits = decoder.logits(hidden, start, stop).float()
                 if scale is not None:
-                    logits = torch.lerp(logits[B:], logits[:B], scale)
+                    logits = torch.lerp(logits[B:], logits[:B], scale) if how.guided else logits[:B]
                 ids = draw(logits, how, uniform[i]) + start
         yield ids
         if i < last:

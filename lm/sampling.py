@@ -22,6 +22,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    guided: bool = True  # whether classifier-free guidance acts on these ids
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:

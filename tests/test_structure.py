@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": {"tokenizers_av", "lm"},
     "train": {"tokenizers_av", "lm", "tasks"},
 }
-HEAVY = {"torch", "transformers", "av", "soundfile", "accelerate", "tensorboard", "vector_quantize_pytorch"}
+HEAVY = {"torch", "transformers", "av", "accelerate", "tensorboard", "vector_quantize_pytorch"}
 
 
 @pytest.mark.parametrize("package", ALLOWED)

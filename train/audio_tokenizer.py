@@ -118,8 +118,9 @@ class AudioTokenizerJob:
     @torch.no_grad()
     def sample(self, model: nn.Module, folder: Path, step: int) -> None:
         """Write `audio_{step}.png` (log-mel of four test clips above their reconstructions) and a pair of wav files."""
-        import soundfile
         from PIL import Image
+
+        from tokenizers_av.clip import Clip
 
         assert isinstance(model, AudioTokenizer)
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,8 @@ class AudioTokenizerJob:
             folder / f"audio_{step:06d}.png"
         )
         for name, clips in (("before", before), ("after", after)):
-            soundfile.write(folder / f"audio_{step:06d}_{name}.wav", clips.flatten().cpu().numpy(), self.sample_rate)
+            sound = Clip(None, self.spec.fps, clips.flatten().float().cpu().clamp(-1, 1), self.sample_rate)
+            sound.save(folder / f"audio_{step:06d}_{name}.wav")
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, n: int) -> dict[str, float]:

@@ -40,7 +40,7 @@ def parser() -> Parser:
                                  help="folder that holds video_tokenizer, audio_tokenizer and text_tokenizer")
             command.add_argument("--tokens", type=Path, help="folder for the ids (default: beside --out)")
     export = commands.add_parser("export", help="copy a trained model without what only training needs",
-                                 description="Copy a model folder in bfloat16, without checkpoints and logs.",
+                                 description="Copy a model folder in float16, without checkpoints and logs.",
                                  example="avpoet-train export runs/mine --out mine")  # fmt: skip
     export.add_argument("model", type=Path, help="a model folder")
     export.add_argument("--out", type=Path, required=True)

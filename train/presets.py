@@ -28,7 +28,7 @@ CHAINS: dict[str, ChainPreset] = {
     "tiny": ChainPreset(
         spec=MediaSpec(), parts="tiny",
         batch_size={"video-tokenizer": 16, "audio-tokenizer": 16, "lm": 32},
-        sampling={"guidance_scale": 3.0, "ranges": {"visual": {"temperature": 0.9, "top_k": 100},
-                                                    "audio": {"temperature": 0.9, "top_k": 50}}},
+        sampling={"guidance_scale": 3.0, "ranges": {"visual": {"temperature": 0.8, "top_k": 100},
+                                                    "audio": {"temperature": 1.0, "top_k": 100, "guided": False}}},
     ),
 }  # fmt: skip

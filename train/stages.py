@@ -266,16 +266,19 @@ def train_all(out: Path, options: Options) -> dict[str, dict[str, float]]:
 
 
 def export(out: Path, folder: Path) -> None:
-    """Copy the model in `out` to `folder` without what only training needs, in bfloat16: half the size to ship."""
+    """Copy the model in `out` to `folder` without what only training needs, in float16: half the size to ship."""
     import torch
 
     from tasks import AVPoet
 
     poet = AVPoet.from_pretrained(out, device="cpu", dtype="float32")
     for part in (poet.codec.video, poet.codec.audio, poet.lm):
-        part.to(torch.bfloat16)
+        part.to(torch.float16)
     poet.save_pretrained(folder)
+    (folder / "lm/model.safetensors").unlink()
     poet.lm.save_pretrained(folder / "lm", max_shard_size="12MB")  # files that every git host takes
+    for part in ("video_tokenizer", "audio_tokenizer"):
+        (folder / part / "README.md").unlink(missing_ok=True)  # the card of the whole model says it all
 
 
 def _seed(seed: int) -> None:
