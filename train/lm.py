@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lm import IGNORE_INDEX, LM, Vocabulary
+from tasks.model_folder import quietly
 from tasks.sequence import Layout, Sequence, TokenSample, build
 from tasks.table import TASKS
 from tokenizers_av.text import TextTokenizer
@@ -146,4 +147,5 @@ class LMJob:
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model as a folder that `LM.from_pretrained` opens."""
         assert isinstance(model, LM)
-        model.save_pretrained(folder, max_shard_size="12MB")
+        with quietly():
+            model.save_pretrained(folder, max_shard_size="12MB")

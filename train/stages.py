@@ -157,6 +157,7 @@ def train_lm(out: Path, options: Options, tokenizers: Path, tokens: Path | None 
     import torch
 
     from lm import LM, lm_config
+    from tasks.model_folder import quietly
     from tokenizers_av.audio import AudioTokenizer
     from tokenizers_av.text import TextTokenizer
     from tokenizers_av.video import VideoTokenizer
@@ -168,8 +169,9 @@ def train_lm(out: Path, options: Options, tokenizers: Path, tokens: Path | None 
         if not (tokenizers / part / "config.json").is_file():
             raise InputError(f"{tokenizers}: has no {part}; train it first, or name its folder's parent")
     announce("lm", out, options, tokenizers=str(tokenizers))
-    video = VideoTokenizer.from_pretrained(tokenizers / "video_tokenizer").eval()
-    audio = AudioTokenizer.from_pretrained(tokenizers / "audio_tokenizer").eval()
+    with quietly():
+        video = VideoTokenizer.from_pretrained(tokenizers / "video_tokenizer").eval()
+        audio = AudioTokenizer.from_pretrained(tokenizers / "audio_tokenizer").eval()
     text = TextTokenizer.from_pretrained(tokenizers / "text_tokenizer")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokens = tokens or out.parent / "tokens"
@@ -270,13 +272,15 @@ def export(out: Path, folder: Path) -> None:
     import torch
 
     from tasks import AVPoet
+    from tasks.model_folder import quietly
 
     poet = AVPoet.from_pretrained(out, device="cpu", dtype="float32")
     for part in (poet.codec.video, poet.codec.audio, poet.lm):
         part.to(torch.float16)
     poet.save_pretrained(folder)
     (folder / "lm/model.safetensors").unlink()
-    poet.lm.save_pretrained(folder / "lm", max_shard_size="12MB")  # files that every git host takes
+    with quietly():
+        poet.lm.save_pretrained(folder / "lm", max_shard_size="12MB")  # files that every git host takes
     for part in ("video_tokenizer", "audio_tokenizer"):
         (folder / part / "README.md").unlink(missing_ok=True)  # the card of the whole model says it all
 
