@@ -278,7 +278,7 @@ def export(out: Path, folder: Path) -> None:
     for part in (poet.codec.video, poet.codec.audio, poet.lm):
         part.to(torch.float16)
     poet.save_pretrained(folder)
-    (folder / "lm/model.safetensors").unlink()
+    (folder / "lm/model.safetensors").unlink(missing_ok=True)
     with quietly():
         poet.lm.save_pretrained(folder / "lm", max_shard_size="12MB")  # files that every git host takes
     for part in ("video_tokenizer", "audio_tokenizer"):

@@ -86,6 +86,14 @@ def test_guidance_scale_one_is_plain(model, prefix, bare, plan):
     assert not torch.equal(generate(model, prefix, plan, unconditional=bare, guidance_scale=8.0, seeds=[1, 2]), plain)
 
 
+def test_unguided_ranges_are_drawn_as_if_there_were_no_guidance(model, prefix, bare, plan):
+    names = [r.name for r in model.vocabulary if r.name != "special"]
+    unguided = {name: Sampling(guided=False) for name in names}
+    guidance = {"unconditional": bare, "guidance_scale": 8.0, "seeds": [1, 2]}
+    assert torch.equal(generate(model, prefix, plan, sampling=unguided, **guidance),
+                       generate(model, prefix, plan, seeds=[1, 2]))  # fmt: skip
+
+
 def test_streams_and_leaves_no_inference_mode_behind(model, prefix, plan):
     whole = generate(model.train(), prefix, plan, seeds=[1, 2])
     assert not whole.is_inference() and model.training

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks import AVPoet
+from lm import LM, Vocabulary, lm_config
+from tasks import SPECIAL_TOKENS, AVPoet
 from tokenizers_av.text import TextTokenizer
+from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
 from train.cli import main, parser
 from train.data import open_source
 from train.presets import CHAINS
+from train.stages import start_from_bits
 from train.tokens import load_tokens
 
 CHAIN = ["all", "--preset", "debug", "--steps", "2", "--device", "cpu"]
@@ -61,6 +64,23 @@ def test_export_is_smaller_and_opens(trained: Path, tmp_path: Path) -> None:
     weights = "video_tokenizer/model.safetensors"
     assert (tmp_path / "m" / weights).stat().st_size < 0.7 * (trained / weights).stat().st_size
     assert not list((tmp_path / "m").rglob("train"))
+    assert [p.parent.name for p in (tmp_path / "m").rglob("README.md")] == ["m"]  # one card, of the whole model
+    assert len(list((tmp_path / "m/lm").glob("*.safetensors"))) == 1  # no weights twice
+
+
+def test_visual_embeddings_start_alike_where_bits_agree() -> None:
+    torch.manual_seed(0)
+    video = VideoTokenizer(video_tokenizer_config("debug"))
+    model = LM(lm_config("debug", Vocabulary.build(SPECIAL_TOKENS, video.codebook_size, [16] * 4, 320), dim=256))
+    visual = model.vocabulary["visual"]
+    rows = model.embed.weight[visual.start : visual.stop]
+    before = rows.std().item()
+    start_from_bits(model, video)
+    rows = model.embed.weight[visual.start : visual.stop].detach()
+    alike = torch.cosine_similarity(rows[::2], rows[1::2]).mean()  # pairs that differ in bit 0 alone
+    opposite = torch.cosine_similarity(rows, rows.flip(0)).mean()  # every bit differs
+    assert alike > 0.25 and opposite < -0.25, (alike, opposite)
+    assert rows.std().item() == pytest.approx(before, rel=0.15)
 
 
 @pytest.mark.parametrize(

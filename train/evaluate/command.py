@@ -69,9 +69,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-evaluate_command = run
-
-
 def command_line(args: argparse.Namespace) -> str:
     """The command that makes these figures again."""
     words: Sequence[object] = [
