@@ -10,13 +10,22 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from tasks.check import check_prompt, check_prompts, check_sampling, check_seconds, check_seed
+from tasks.check import (
+    check_prompt,
+    check_prompts,
+    check_sampling,
+    check_seconds,
+    check_seed,
+    check_size,
+    parse_size,
+)
 from tasks.errors import InputError
 from tasks.table import TASKS, Task, get_task
 
 if TYPE_CHECKING:
     from tasks.options import Progress
     from tasks.pipeline import AVPoet
+    from tasks.source import Source
     from tokenizers_av.clip import Clip
 
 SAMPLING = ("guidance_scale", "temperature", "top_k", "top_p")
@@ -69,27 +78,27 @@ def reconstruct(args: Namespace) -> None:
     _check_not_input(args.out, args.media)
     one_image = source.has_video and source.is_image
     _check_target(args.out, picture=source.has_video, sound=source.has_audio, one_image=one_image)
-    if args.side_by_side and not source.has_video:
-        raise InputError(f"--side-by-side needs a picture, {args.media} has none")
+    for option, given in (("--side-by-side", args.side_by_side), ("--size", args.size is not None)):
+        if given and not source.has_video:
+            raise InputError(f"{option} needs a picture, {args.media} has none")
     source.try_out()
-    poet = _load(args, "reconstruct", {"media": args.media})
+    size = None if args.size is None else _picture_size(args.size, source)
+    poet = _load(args, "reconstruct", {"media": args.media, **({"size": size} if size else {})})
     from tasks.reconstruct import Distance, reconstructed, side_by_side
     from tokenizers_av.clip import Clip
 
-    distance = Distance()
+    distance = Distance(poet.codec.video.codebook_size)
 
     def parts() -> Iterator[Clip]:
-        for r in reconstructed(poet.codec, source):
+        for r in reconstructed(poet.codec, source, size):
             distance.add(r)
             frames = side_by_side(r) if args.side_by_side and r.decoded.frames is not None else r.decoded.frames
             yield Clip(frames, r.decoded.fps, r.decoded.samples, r.decoded.sample_rate)
 
     _write(args.out, parts(), poet, source.has_audio)
     print(args.out)
-    if distance.psnr is not None:
-        print(f"picture: PSNR {distance.psnr:.2f} dB")
-    if distance.snr is not None:
-        print(f"sound: SNR {distance.snr:.2f} dB")
+    for name, value in distance.figures().items():
+        print(f"{name}: {value}")
 
 
 def tasks(args: Namespace) -> None:
@@ -168,6 +177,13 @@ def _check_media(inputs: dict[str, Any], out: str) -> None:
             Source(file, need="video").try_out()
 
 
+def _picture_size(text: str, source: Source) -> tuple[int, int]:
+    """(H, W) of what `--size` says."""
+    if text == "source":
+        return check_size(source.picture_size(), f"--size source, {source.name} is")
+    return parse_size(text, "--size")
+
+
 def _check_not_input(out: str, file: str) -> None:
     """Raise where the result would take the place of what it was made from."""
     if os.path.exists(out) and os.path.exists(file) and os.path.samefile(out, file):
@@ -183,15 +199,17 @@ def _load(args: Namespace, command: str, values: dict[str, Any]) -> AVPoet:
     from tasks.model_folder import find_model, read_config
 
     folder = find_model(args.model)
-    defaults = read_config(folder).sampling
+    config = read_config(folder)
     from tasks.pipeline import AVPoet, pick_device, pick_dtype
 
     device = pick_device(args.device)
     dtype = pick_dtype(args.dtype, device)
     shown: dict[str, Any] = {"model": str(folder), **values}
-    if command != "reconstruct":
-        shown.setdefault("guidance_scale", defaults.guidance_scale)
-        for kind, how in defaults.ranges.items():
+    if command == "reconstruct":
+        shown.setdefault("size", config.size)
+    else:
+        shown.setdefault("guidance_scale", config.sampling.guidance_scale)
+        for kind, how in config.sampling.ranges.items():
             shown[kind] = {**how, **{k: v for k, v in values.items() if k in ("temperature", "top_k", "top_p")}}
     shown.update(out=args.out, device=str(device), dtype=str(dtype).removeprefix("torch."))
     print(f"avpoet {command}", *(f"  {k} = {v!r}" for k, v in shown.items()), sep="\n", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from tasks.errors import InputError
@@ -10,6 +11,7 @@ from tasks.errors import InputError
 MAX_PROMPT = 1000  # characters; the text tokenizer keeps the first 64 tokens
 MAX_SECONDS = 24 * 3600.0
 MAX_SEED = 2**63 - 1
+MIN_SIDE, MAX_SIDE, MAX_PIXELS = 16, 1920, 1920 * 1080  # of a picture that the tokenizers shall work on
 
 
 def check_prompt(prompt: object, name: str = "prompt") -> str:
@@ -39,6 +41,23 @@ def check_seed(seed: int) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise InputError(f"seed={seed}: expected a whole number from 0 to 2^63 - 1")
     return seed
+
+
+def check_size(size: tuple[int, int], name: str = "size") -> tuple[int, int]:
+    """(H, W) in pixels."""
+    height, width = size
+    if not (min(size) >= MIN_SIDE and max(size) <= MAX_SIDE and height * width <= MAX_PIXELS):
+        raise InputError(f"{name} {height}x{width}: expected height and width of {MIN_SIDE} to {MAX_SIDE} pixels, "
+                         "together at most 1080x1920")  # fmt: skip
+    return size
+
+
+def parse_size(text: str, name: str = "size") -> tuple[int, int]:
+    """(H, W) of "HxW", or of "N" for a square."""
+    match = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", text)
+    if match is None:
+        raise InputError(f"{name} {text!r}: expected HxW (height x width in pixels), N for a square, or source")
+    return check_size((int(match[1]), int(match[2] or match[1])), name)
 
 
 def check_sampling(

@@ -117,12 +117,19 @@ def _reconstruct(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "reconstruct",
         help="code a clip into ids and back, and print the difference",
-        description="What the model can know of a video, an image or a sound: through the tokenizers and back.",
-        example="avpoet reconstruct clip.mp4 --out recon.mp4 --side-by-side",
+        description="What the model can know of a video, an image or a sound: through the tokenizers and back, at the\n"
+        "model's frame rate, as one clip of any length in constant memory.",
+        example=[
+            "avpoet reconstruct clip.mp4 --out recon.mp4 --side-by-side",
+            "avpoet reconstruct clip.mp4 --out recon.mp4 --size 240x320",
+        ],
     )
     parser.set_defaults(action="reconstruct")
     parser.add_argument("media", metavar="FILE", help="a video, an image or a sound file")
     parser.add_argument("--out", required=True, metavar="FILE", help=_OUT_HELP)
+    parser.add_argument(
+        "--size", metavar="SIZE", help="HxW pixels, N for a square, or source: the clip's own; without it the model's"
+    )
     parser.add_argument("--side-by-side", action="store_true", help="show the original on the left")
     _model(parser)
 

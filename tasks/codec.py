@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from tasks.model_folder import PoetConfig
 from tokenizers_av.audio import AudioTokenizer
 from tokenizers_av.text import TextTokenizer
-from tokenizers_av.video import VideoTokenizer
+from tokenizers_av.video import VideoTokenizer, n_latent_frames
 
 MAX_TEXT_TOKENS = 64  # VideoPoet A.5.1
 ENCODER_COLUMNS = 50  # a second of past sound at hand for the causal encoder
@@ -51,10 +52,37 @@ class Codec:
 
     def decode_video(self, ids: Tensor) -> Tensor:
         """ids (t, h, w) -> frames (1 + stride * (t - 1), H, W, 3) uint8."""
-        with _exact():
-            video = self.video.decode(ids[None].to(self.device))[0].float()
-        frames = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return frames.permute(1, 2, 3, 0).contiguous().cpu()
+        return self.video_decoder()(ids)
+
+    def video_encoder(self) -> Callable[[Tensor | None], list[Tensor]]:
+        """A function that codes one clip of any size piece by piece; its ids are those of the whole clip.
+
+        Called with the next frames (n, H, W, 3) uint8, it gives the ids (1, h, w) of each latent frame they complete;
+        called with None at the end, those of the frames that are left.
+        """
+        stream, stride = _Pushed(self.video.encode_stream), self.video.temporal_stride
+        n_frames = n_coded = 0
+
+        def encode(frames: Tensor | None) -> list[Tensor]:
+            nonlocal n_frames, n_coded
+            if frames is None:
+                chunk, n_complete = None, n_latent_frames(n_frames, stride)
+            else:
+                n_frames += len(frames)
+                chunk, n_complete = to_network(frames).to(self.device), -(-n_frames // stride)
+            ids = [part[0].cpu() for part in stream(chunk, n_complete - n_coded)]
+            n_coded = n_complete
+            return ids
+
+        return encode
+
+    def video_decoder(self) -> Callable[[Tensor], Tensor]:
+        """A function that decodes one clip piece by piece: called with the next ids (t, h, w), it gives their frames.
+
+        Joined they are those of `decode_video`: 1 frame for the first latent frame, `stride` for each later one.
+        """
+        stream = _Pushed(self.video.decode_stream)
+        return lambda ids: torch.cat([to_frames(part) for part in stream(ids[None].to(self.device), len(ids))])
 
     def encode_audio(self, samples: Tensor) -> Tensor:
         """samples (N,) -> ids (Q, N // hop_length), aligned with the end of the samples."""
@@ -80,6 +108,26 @@ class Codec:
 def to_network(frames: Tensor) -> Tensor:
     """(T, H, W, 3) uint8 -> (1, 3, T, H, W) float in [-1, 1]."""
     return frames.permute(3, 0, 1, 2).unsqueeze(0).float() / 127.5 - 1
+
+
+def to_frames(video: Tensor) -> Tensor:
+    """(1, 3, T, H, W) in [-1, 1] -> (T, H, W, 3) uint8 on the CPU."""
+    frames = ((video[0].float() + 1) * 127.5).round().to(torch.uint8)
+    return frames.permute(1, 2, 3, 0).contiguous().cpu()
+
+
+class _Pushed:
+    """A stream of the tokenizer that is handed its chunks one by one, where their source cannot be pulled."""
+
+    def __init__(self, stream: Callable[[Iterator[Tensor]], Iterator[Tensor]]) -> None:
+        self.chunks: deque[Tensor | None] = deque()
+        self.results = stream(iter(self.chunks.popleft, None))
+
+    def __call__(self, chunk: Tensor | None, n: int) -> list[Tensor]:
+        """The `n` results that the next chunk, or with None the end, makes known."""
+        self.chunks.append(chunk)
+        with _exact():
+            return [next(self.results) for _ in range(n)]
 
 
 @contextmanager

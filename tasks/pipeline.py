@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from lm import LM, Vocabulary
+from tasks.check import check_size
 from tasks.codec import Codec
 from tasks.errors import InputError
 from tasks.generation import Generator
@@ -256,9 +257,10 @@ class AVPoet:
                 writer.write(part.frames, part.samples)
         return None
 
-    def reconstruct(self, clip: Media) -> Clip:
-        """The clip through the tokenizers and back, at the model's size and rates: all the model can know of it."""
-        return join(r.decoded for r in reconstructed(self.codec, Source(clip)))
+    def reconstruct(self, clip: Media, size: tuple[int, int] | None = None) -> Clip:
+        """The clip through the tokenizers and back, at the model's rates and size or at another `size` (H, W)."""
+        size = None if size is None else check_size(size)
+        return join(r.decoded for r in reconstructed(self.codec, Source(clip), size))
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:

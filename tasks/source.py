@@ -38,6 +38,11 @@ class Source:
         if need == "audio" and not self.has_audio:
             raise MediaError(f"{self.name}: has no sound; a file with a sound track is needed")
 
+    def picture_size(self) -> tuple[int, int]:
+        """(H, W) of the first frame in square pixels."""
+        first = next(self.windows(sample_rate=16000, seconds=1e-3, audio=False))
+        return first.height, first.width
+
     def try_out(self) -> None:
         """Decode the very beginning: MediaError where the headers promise what is not there."""
         next(self.windows(sample_rate=16000, size=(8, 8), seconds=1e-3), None)

@@ -107,14 +107,15 @@ class Stream:
             tick=tick,
         )
         track = Track(codec)
-        shown = 0
+        decode = codec.video_decoder()
+        n_decoded = shown = 0  # latent frames, frames
         columns: Tensor | None = None
-        tail = torch.empty(0)
+        tail = torch.empty(0, *codec.size, 3, dtype=torch.uint8)
         for part in blocks:
             if part.video is not None and shown < total:
-                tail = codec.decode_video(part.video)
-                new = tail[shown:total]
-                shown += len(new)
+                new = decode(part.video[n_decoded:])[: total - shown]
+                n_decoded, shown = len(part.video), shown + len(new)
+                tail = torch.cat([tail, new])[-n_kept(layout) :]
                 yield Clip(frames=new, fps=layout.fps, samples=None, sample_rate=codec.sample_rate)
             if part.audio is not None:
                 samples = track.fit(codec.decode_audio(part.audio), min(window, total), fill=total <= window)
@@ -124,7 +125,7 @@ class Stream:
                 break
         if shown < total:
             yield from continue_clip(
-                generator, codec, tail=tail[-n_kept(layout):], columns=columns, track=track, n_frames=total - shown,
+                generator, codec, tail=tail, columns=columns, track=track, n_frames=total - shown,
                 prompts=[prompt] if prompt is not None else [], options=opts, tick=tick,
             )  # fmt: skip
         tick.finish()

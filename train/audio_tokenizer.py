@@ -12,6 +12,7 @@ from tokenizers_av.audio.mel import log_mel
 from train.audio_losses import DEFAULT_WEIGHTS, AudioLossWeights, audio_loss
 from train.audio_metrics import mel_distance, share_of_codes_used, si_sdr
 from train.data.source import MediaSpec, Source
+from train.watch import Watch
 
 
 class AudioTokenizerJob:
@@ -52,12 +53,16 @@ class AudioTokenizerJob:
         self.batch_size, self.n_samples, self.seed = batch_size, n_samples, seed
         self.loud_share, self.soft, self.weights = loud_share, soft, weights
         self.sample_rate, self.hop_length, self.codebook_size = model.sample_rate, model.hop_length, model.codebook_size
+        self.watch = Watch()
         fps = MediaSpec().fps
         self.spec = MediaSpec(
             n_frames=max(MediaSpec().n_frames, ceil(n_samples / model.sample_rate * fps)),
             fps=fps,
             sample_rate=model.sample_rate,
         )
+
+    def notices(self, step: int, metrics: dict[str, float]) -> list[str]:
+        return self.watch.step(step, metrics)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         parameters = self.model.parameters()

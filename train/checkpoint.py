@@ -75,18 +75,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 def load_checkpoint(folder: Path, models: dict[str, nn.Module], optimizers: list) -> dict[str, Any]:
     """Restore what `save_checkpoint` wrote and return its `progress`. Raises CheckpointError."""
-    from safetensors import SafetensorError
-
-    old = folder.with_name(folder.name + ".old")
-    if not folder.exists() and old.exists():  # killed between the two renames
-        old.rename(folder)
-    if not (folder / "state.json").is_file():
-        raise CheckpointError(f"{folder}: no checkpoint to resume from")
-    try:
-        states = json.loads((folder / "state.json").read_text())
-        tensors = load_file(folder / "state.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: the checkpoint is damaged ({error}); start in a new folder") from None
+    states, tensors = _read(folder)
     if set(states["models"]) != set(models) or len(states["optimizers"]) != len(optimizers):
         raise CheckpointError(f"{folder}: the checkpoint holds other models; choose another folder")
     try:
@@ -98,6 +87,29 @@ def load_checkpoint(folder: Path, models: dict[str, nn.Module], optimizers: list
         first = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise CheckpointError(f"{folder}: the checkpoint does not fit ({first}); use the same preset") from None
     return states["progress"]
+
+
+def load_weights(folder: Path, name: str) -> dict[str, Tensor]:
+    """The state dict of one of the models that `save_checkpoint` wrote. Raises CheckpointError."""
+    states, tensors = _read(folder)
+    if name not in states["models"]:
+        raise CheckpointError(f"{folder}: the checkpoint holds no {name}, but {', '.join(states['models'])}")
+    return unflatten(states["models"][name], tensors)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON and the tensors of a checkpoint."""
+    from safetensors import SafetensorError
+
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and old.exists():  # killed between the two renames
+        old.rename(folder)
+    if not (folder / "state.json").is_file():
+        raise CheckpointError(f"{folder}: no checkpoint to resume from")
+    try:
+        return json.loads((folder / "state.json").read_text()), load_file(folder / "state.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: the checkpoint is damaged ({error}); start in a new folder") from None
 
 
 def write_json(path: Path, value: Any) -> None:

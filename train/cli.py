@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> Parser:
+    from train import doctor, tokenize_command
     from train.evaluate.command import EXAMPLE, add_arguments
 
     top = Parser("avpoet-train", description="Train and measure avpoet models.",
@@ -38,7 +39,19 @@ def parser() -> Parser:
         if name == "lm":
             command.add_argument("--tokenizers", type=Path, required=True,
                                  help="folder that holds video_tokenizer, audio_tokenizer and text_tokenizer")
-            command.add_argument("--tokens", type=Path, help="folder for the ids (default: beside --out)")
+            command.add_argument("--tokens", type=Path,
+                                 help="folder for the ids, or one that `tokenize` made (default: beside --out)")
+            command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained transformer")
+        if name == "video-tokenizer":
+            _video(command)
+    tokenize = commands.add_parser("tokenize", help="turn a folder of media into ids, in Parquet shards",
+                                   description="Turn every file of a folder of media into ids, in Parquet shards.",
+                                   example=tokenize_command.EXAMPLE)  # fmt: skip
+    tokenize_command.add_arguments(tokenize)
+    check = commands.add_parser("doctor", help="overfit one clip and check every part, in a few minutes",
+                                description="Overfit one clip of the data and check every part of the training.",
+                                example=doctor.EXAMPLE)  # fmt: skip
+    doctor.add_arguments(check)
     export = commands.add_parser("export", help="copy a trained model without what only training needs",
                                  description="Copy a model folder in float16, without checkpoints and logs.",
                                  example="avpoet-train export runs/mine --out mine")  # fmt: skip
@@ -51,9 +64,11 @@ def parser() -> Parser:
 
 
 def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--preset", default="tiny", help="debug or tiny (default: tiny)")
-    command.add_argument("--data", default="playground",
-                         help="playground, or a folder of media files with a metadata.jsonl of captions")  # fmt: skip
+    command.add_argument("--preset", default="tiny", help="debug, tiny, base or large (default: tiny)")
+    command.add_argument("--data", nargs="+", default=["playground"], metavar="DATA",
+                         help="playground, folders of media files with a metadata.jsonl of captions, media files")
+    command.add_argument("--data-weights", nargs="+", type=float, metavar="W",
+                         help="share of each DATA (default: equal)")  # fmt: skip
     command.add_argument("--out", type=Path, required=True, help="folder for the model, its checkpoints and logs")
     command.add_argument("--max-minutes", type=float, metavar="N",
                          help="train this long; the learning rate is annealed over it")  # fmt: skip
@@ -65,12 +80,30 @@ def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
 
 
+def _video(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--quantizer", choices=("lfq", "bsq", "fsq"), help="(default: lfq)")
+    command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained tokenizer")
+    command.add_argument("--inflate", action="store_true", help="--init has seen images only: see every frame alike")
+    command.add_argument("--image-share", type=float, metavar="P", help="share of the steps on images; 1: only images")
+    command.add_argument("--perceptual", metavar="MODEL",
+                         help="perceptual loss: a transformers vision model, folder or name in the local cache")
+    command.add_argument("--adversarial-weight", type=float, metavar="W", help="0 trains without discriminator")
+
+
 def _main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if args.command == "evaluate":
         from train.evaluate.command import run as evaluate
 
         return evaluate(args)
+    if args.command == "tokenize":
+        from train.tokenize_command import run as tokenize
+
+        return tokenize(args)
+    if args.command == "doctor":
+        from train.doctor import run as doctor
+
+        return doctor(args)
     from train import stages
 
     if args.command == "export":
@@ -78,12 +111,19 @@ def _main(argv: Sequence[str]) -> int:
         print(args.out)
         return 0
     options = stages.Options(
-        preset=args.preset, data=args.data, steps=args.steps, minutes=args.max_minutes, seed=args.seed,
+        preset=args.preset, data=tuple(args.data), data_weights=args.data_weights and tuple(args.data_weights),
+        steps=args.steps, minutes=args.max_minutes, seed=args.seed,
         batch_size=args.batch_size, device=args.device, compile=args.compile, resume=args.resume,
     )  # fmt: skip
     stages.check_out(args.out)
     if args.command == "lm":
-        metrics: dict = stages.train_lm(args.out, options, args.tokenizers, args.tokens)
+        metrics: dict = stages.train_lm(args.out, options, args.tokenizers, args.tokens, args.init)
+    elif args.command == "video-tokenizer":
+        video = stages.VideoOptions(
+            quantizer=args.quantizer, init=args.init, inflate=args.inflate, image_share=args.image_share,
+            perceptual=args.perceptual, adversarial_weight=args.adversarial_weight,
+        )  # fmt: skip
+        metrics = stages.train_video_tokenizer(args.out, options, video)
     else:
         metrics = getattr(stages, "train_" + args.command.replace("-", "_"))(args.out, options)
     print(json.dumps(metrics))

@@ -89,6 +89,9 @@ class LMJob:
         self.batch_size, self.seed, self.drop_text = batch_size, seed, drop_text
         self.vocab: Vocabulary = model.vocabulary
 
+    def notices(self, step: int, metrics: dict[str, float]) -> list[str]:
+        return []  # losses differ from task to task, so their course says little
+
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return matrix_optimizers(self.model.named_parameters(), self.lr, plain=("embed", "head", "place"))
 

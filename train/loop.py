@@ -28,6 +28,7 @@ from train.checkpoint import (
     save_checkpoint,
     write_json,
 )
+from train.watch import NOT_FINITE
 
 
 class Job(Protocol):
@@ -46,6 +47,9 @@ class Job(Protocol):
 
     def loss(self, model: nn.Module, batch: Any, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Scalar loss and what to log beside it."""
+
+    def notices(self, step: int, metrics: dict[str, float]) -> list[str]:
+        """What seems to go wrong at a logged step, in words; see `train.watch`."""
 
     def sample(self, model: nn.Module, folder: Path, step: int) -> None:
         """Save pictures that show how the model is doing."""
@@ -138,7 +142,7 @@ def fit(
         progress = load_checkpoint(state / "checkpoint", models, optimizers)
         step, elapsed = progress["step"], progress["elapsed"]
     model, *optimizers = accelerator.prepare(inner, *optimizers)
-    step_model: Any = torch.compile(model) if config.compile else model
+    step_model: Any = torch.compile(model, dynamic=False) if config.compile else model
     main = accelerator.is_main_process
     if main:
         (state / "samples").mkdir(parents=True, exist_ok=True)
@@ -161,7 +165,10 @@ def fit(
                bar_format="{desc} {n:.0f}% |{bar}| {elapsed}<{remaining} {postfix}")  # fmt: skip
     saved = sampled = time.monotonic()
     model.train()
-    with StopOnSignal() as stop:
+    with contextlib.ExitStack() as closing, StopOnSignal() as stop:
+        closing.callback(bar.close)
+        if log:
+            closing.callback(log.close)
         while done() < 1 and not stop.requested:
             begun = time.monotonic()
             progress_now = done()
@@ -175,8 +182,10 @@ def fit(
             accelerator.backward(loss)
             grad_norm = accelerator.clip_grad_norm_(inner.parameters(), config.max_norm)
             if not torch.isfinite(grad_norm):
-                raise FloatingPointError(f"{job.name}: gradient norm is {float(grad_norm)} at step {step}; "
-                                         "the update was not applied, the last checkpoint is intact")  # fmt: skip
+                raise FloatingPointError(
+                    f"{job.name}: gradient norm is {float(grad_norm)} at step {step}; the update was not applied, the "
+                    f"last checkpoint is intact; {NOT_FINITE}"
+                )
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -190,6 +199,8 @@ def fit(
             bar.update(min(100.0, 100 * done()) - bar.n)
             if log and (step % config.log_every == 0 or step == 1):
                 values = {k: float(v) for k, v in {"loss": loss.detach(), "grad_norm": grad_norm, **metrics}.items()}
+                for words in job.notices(step, values):
+                    bar.write(f"{job.name}: {words}", file=sys.stderr)
                 for key, value in values.items():
                     log.add_scalar(key, value, step)
                 log.add_scalar("lr", base_lrs[0] * factor, step)
@@ -201,10 +212,7 @@ def fit(
             if now - saved > 60 * config.save_every:
                 save()
                 saved = time.monotonic()
-    bar.close()
     save()
-    if log:
-        log.close()
     if stop.requested and done() < 1:
         print(f"{job.name}: stopped at step {step}; go on with --resume", file=sys.stderr)
         return {}

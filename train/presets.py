@@ -1,4 +1,4 @@
-"""Named sizes of the whole chain: which preset of each part, on clips of which size, with how much data."""
+"""Named sizes of the whole chain: which preset of each part, clips of which size, trained how, on how much data."""
 
 from __future__ import annotations
 
@@ -6,29 +6,51 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from train.data import MediaSpec
+from train.video_training import VideoTraining
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChainPreset:
     spec: MediaSpec
-    parts: str  # preset name of the tokenizers and of the transformer
+    video: str  # preset names of the parts
+    audio: str
+    lm: str
+    video_training: VideoTraining = field(default_factory=VideoTraining)
     text_vocab: int = 512
     n_captions: int = 20_000  # for the text tokenizer, where the data has no end
     n_clips: int = 8_192  # turned into ids for the transformer; later epochs see them again
     n_images: int = 32_768
+    n_test: int = 32
     batch_size: dict[str, int] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)  # config.json of the model folder
 
 
+_SAMPLING = {
+    "guidance_scale": 3.0,
+    "ranges": {
+        "visual": {"temperature": 0.8, "top_k": 100},
+        "audio": {"temperature": 1.0, "top_k": 100, "guided": False},
+    },
+}
+# MAGVIT-v2 appendix A.2: adversarial and perceptual losses, entropy weight three times as high at the start
+_PAPER = VideoTraining(lr=1e-3, ema=0.999, entropy_boost=3.0, adversarial_weight=0.1, perceptual="microsoft/resnet-50")
+
 CHAINS: dict[str, ChainPreset] = {
     "debug": ChainPreset(
-        spec=MediaSpec(n_frames=5, size=16), parts="debug", text_vocab=320, n_captions=200, n_clips=24, n_images=24,
+        spec=MediaSpec(n_frames=5, size=16), video="debug", audio="debug", lm="debug",
+        text_vocab=320, n_captions=200, n_clips=24, n_images=24, n_test=4,
         batch_size={"video-tokenizer": 2, "audio-tokenizer": 2, "lm": 2},
     ),
     "tiny": ChainPreset(
-        spec=MediaSpec(), parts="tiny",
-        batch_size={"video-tokenizer": 16, "audio-tokenizer": 16, "lm": 32},
-        sampling={"guidance_scale": 3.0, "ranges": {"visual": {"temperature": 0.8, "top_k": 100},
-                                                    "audio": {"temperature": 1.0, "top_k": 100, "guided": False}}},
+        spec=MediaSpec(), video="tiny", audio="tiny", lm="tiny",
+        batch_size={"video-tokenizer": 16, "audio-tokenizer": 16, "lm": 32}, sampling=_SAMPLING,
+    ),
+    "base": ChainPreset(
+        spec=MediaSpec(size=128), video="base", audio="tiny", lm="300m", video_training=_PAPER, text_vocab=8_192,
+        batch_size={"video-tokenizer": 16, "audio-tokenizer": 32, "lm": 64}, sampling=_SAMPLING,
+    ),
+    "large": ChainPreset(
+        spec=MediaSpec(size=128), video="large", audio="tiny", lm="1b", video_training=_PAPER, text_vocab=8_192,
+        batch_size={"video-tokenizer": 16, "audio-tokenizer": 32, "lm": 64}, sampling=_SAMPLING,
     ),
 }  # fmt: skip

@@ -5,20 +5,23 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.errors import InputError
 from train.data import Source, open_source
 from train.loop import LoopConfig, fit
 from train.presets import CHAINS, ChainPreset
+
+if TYPE_CHECKING:
+    from lm import LM, LMConfig
+    from tokenizers_av.video import VideoTokenizer, VideoTokenizerConfig
 
 DEFAULT_MINUTES = {"video-tokenizer": 30.0, "audio-tokenizer": 10.0, "lm": 50.0}
 # shares of `--max-minutes` of a whole chain; making ids and saving takes what is left
@@ -30,7 +33,8 @@ class Options:
     """What every stage is told."""
 
     preset: str = "tiny"
-    data: str = "playground"
+    data: tuple[str, ...] = ("playground",)
+    data_weights: tuple[float, ...] | None = None  # shares of the data; equal where not given
     steps: int | None = None
     minutes: float | None = None
     seed: int = 0
@@ -66,9 +70,9 @@ class Options:
         minutes = self.minutes or (None if self.steps else DEFAULT_MINUTES[stage])
         return LoopConfig(steps=self.steps, minutes=minutes, seed=self.seed, compile=self.compile)
 
-    def source(self, split: str = "train") -> Source:
+    def source(self, split: str = "train", *, augment: bool = False) -> Source:
         try:
-            return open_source(self.data, split=split, seed=self.seed)
+            return open_source(self.data, split=split, seed=self.seed, weights=self.data_weights, augment=augment)
         except ValueError as error:
             raise InputError(str(error)) from None
 
@@ -93,17 +97,75 @@ def announce(stage: str, out: Path, options: Options, **more: Any) -> None:
     print(json.dumps(values), file=sys.stderr, flush=True)
 
 
-def train_video_tokenizer(out: Path, options: Options) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """What only the video tokenizer is told; None leaves what the preset says."""
+
+    quantizer: str | None = None
+    init: Path | None = None  # folder of a trained video tokenizer to start from
+    inflate: bool = False  # it has seen images only
+    image_share: float | None = None
+    perceptual: str | None = None
+    adversarial_weight: float | None = None
+
+
+def train_video_tokenizer(out: Path, options: Options, video: VideoOptions | None = None) -> dict[str, float]:
     """Train a video tokenizer into folder `out` and return its test metrics."""
-    from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
+    from tokenizers_av.video import VideoTokenizer, inflate, video_tokenizer_config
+    from train.perceptual import open_perceptual
     from train.video_tokenizer import VideoTokenizerJob
 
-    config = video_tokenizer_config(options.chain.parts)
-    announce("video-tokenizer", out, options, model=asdict(config))
+    video = video or VideoOptions()
+    given = {name: getattr(video, name) for name in ("image_share", "perceptual", "adversarial_weight")}
+    given = {name: value for name, value in given.items() if value is not None}
+    overrides = {} if video.quantizer is None else {"quantizer": video.quantizer}
+    if video.inflate and video.init is None:
+        raise InputError("--inflate needs --init FOLDER, a tokenizer trained on images")
+    try:
+        training = replace(options.chain.video_training, **given)
+        config = video_tokenizer_config(options.chain.video, **overrides)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     _seed(options.seed)
-    job = VideoTokenizerJob(VideoTokenizer(config), options.source(), options.source("test"), options.chain.spec,
-                            batch_size=options.batch("video-tokenizer"), seed=options.seed)  # fmt: skip
-    return fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
+    tokenizer = _start_from(video.init, config) if video.init else VideoTokenizer(config)
+    if video.inflate:
+        inflate(tokenizer)
+    train, test = options.source(augment=True), options.source("test")
+    announce("video-tokenizer", out, options, model=asdict(tokenizer.config), training=asdict(training),
+             init=str(video.init) if video.init else None)  # fmt: skip
+    job = VideoTokenizerJob(tokenizer, train, test, options.chain.spec, batch_size=options.batch("video-tokenizer"),
+                            seed=options.seed, training=training,
+                            perceptual=open_perceptual(training.perceptual))  # fmt: skip
+    if video.init is not None:
+        job.take_critic(video.init / "train/checkpoint")
+    results = fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
+    report_skipped(train)
+    return results
+
+
+def report_skipped(source: Source) -> None:
+    """Say on stderr how many files of a source could not be read, if any."""
+    if skipped := getattr(source, "skipped", None):
+        print(f"skipped {len(skipped)} files that could not be read: {', '.join(sorted(skipped))}", file=sys.stderr)
+
+
+def _start_from(folder: Path, config: VideoTokenizerConfig) -> VideoTokenizer:
+    """The tokenizer in `folder`; raises InputError where it is none, or not one of `config`."""
+    from tasks.model_folder import quietly
+    from tokenizers_av.video import VideoTokenizer
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--init {folder}: no video tokenizer there, expected a folder with config.json")
+    try:
+        with quietly():
+            tokenizer = VideoTokenizer.from_pretrained(folder).float()
+    except (TypeError, ValueError, OSError) as error:
+        raise InputError(f"--init {folder}: {error}") from None
+    if tokenizer.config != config:
+        names = [f.name for f in fields(config) if getattr(config, f.name) != getattr(tokenizer.config, f.name)]
+        wrong = ", ".join(f"{n}={getattr(tokenizer.config, n)}, the preset {getattr(config, n)}" for n in names)
+        raise InputError(f"--init {folder}: has {wrong}; choose its --preset and --quantizer")
+    return tokenizer
 
 
 def train_audio_tokenizer(out: Path, options: Options) -> dict[str, float]:
@@ -111,7 +173,7 @@ def train_audio_tokenizer(out: Path, options: Options) -> dict[str, float]:
     from tokenizers_av.audio import AudioTokenizer, audio_tokenizer_config
     from train.audio_tokenizer import AudioTokenizerJob
 
-    config = audio_tokenizer_config(options.chain.parts)
+    config = audio_tokenizer_config(options.chain.audio)
     announce("audio-tokenizer", out, options, model=asdict(config))
     _seed(options.seed)
     seconds = min(1.0, options.chain.spec.seconds)
@@ -125,9 +187,8 @@ def train_text_tokenizer(out: Path, options: Options) -> dict[str, float]:
     from tokenizers_av.text import TextTokenizer
 
     announce("text-tokenizer", out, options)
-    captions = itertools.islice(_captions(options), options.chain.n_captions)
     try:
-        text = TextTokenizer.train(captions, vocab_size=options.chain.text_vocab)
+        text = TextTokenizer.train(_captions(options), vocab_size=options.chain.text_vocab)
     except ValueError as error:
         raise InputError(str(error)) from None
     text.save_pretrained(out)
@@ -135,26 +196,32 @@ def train_text_tokenizer(out: Path, options: Options) -> dict[str, float]:
 
 
 def _captions(options: Options) -> Iterable[str]:
-    """Captions of the training split; raises InputError where the data has none."""
+    """Captions of the training split of all data; raises InputError where there are none."""
     from train.data.folder import FolderSource
     from train.data.playground import all_captions
 
-    source = options.source()
-    if not isinstance(source, FolderSource):
-        return all_captions(options.chain.n_captions, options.seed)
-    found = source.all_captions()
+    found: list[str] = []
+    for name in options.data:
+        source = replace(options, data=(name,), data_weights=None).source()
+        found += source.all_captions() if isinstance(source, FolderSource) else all_captions(
+            options.chain.n_captions, options.seed)  # fmt: skip
     if not found:
-        raise InputError(f"data={options.data!r}: has no captions; give a metadata.jsonl with file_name and text")
+        names = " ".join(options.data)
+        raise InputError(f"data={names}: has no captions; give a metadata.jsonl with file_name and text")
     return found
 
 
-def train_lm(out: Path, options: Options, tokenizers: Path, tokens: Path | None = None) -> dict[str, float]:
+def train_lm(
+    out: Path, options: Options, tokenizers: Path, tokens: Path | None = None, init: Path | None = None
+) -> dict[str, float]:
     """Train the transformer into folder `out`, on ids made with the tokenizers in folder `tokenizers`.
 
-    The ids are kept in `tokens` (default: OUT/../tokens) and made first where they are missing. OUT/../config.json is
+    The ids are kept in `tokens` (default: OUT/../tokens; a folder made by `avpoet-train tokenize` will do) and made
+    first where they are missing. It starts from the transformer in folder `init`, or from chance. OUT/../config.json is
     written too: beside the tokenizers' folders it makes OUT/.. a whole model.
     """
     import torch
+    from accelerate import PartialState
 
     from lm import LM, lm_config
     from tasks.model_folder import quietly
@@ -162,7 +229,7 @@ def train_lm(out: Path, options: Options, tokenizers: Path, tokens: Path | None 
     from tokenizers_av.text import TextTokenizer
     from tokenizers_av.video import VideoTokenizer
     from train.lm import LMJob
-    from train.tokens import load_tokens, tokenize
+    from train.tokens import training_tokens
 
     chain, spec = options.chain, options.chain.spec
     for part in ("video_tokenizer", "audio_tokenizer", "text_tokenizer"):
@@ -173,23 +240,39 @@ def train_lm(out: Path, options: Options, tokenizers: Path, tokens: Path | None 
         video = VideoTokenizer.from_pretrained(tokenizers / "video_tokenizer").eval()
         audio = AudioTokenizer.from_pretrained(tokenizers / "audio_tokenizer").eval()
     text = TextTokenizer.from_pretrained(tokenizers / "text_tokenizer")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = tokens or out.parent / "tokens"
-    n_clips, n_test = chain.n_clips, 32 if chain.parts != "debug" else 4
-    for split, clips, images in (("train", n_clips, chain.n_images), ("test", n_test, 0)):
-        tokenize(options.source(split), video.to(device), audio.to(device), spec, tokens / split,
-                 n_clips=clips, n_images=images)  # fmt: skip
     vocabulary = model_vocabulary(video, audio, text)
-    config = model_config(video, audio, chain)
+    lm_preset, config = lm_config(chain.lm, vocabulary), model_config(video, audio, chain)
     _seed(options.seed)
-    model = LM(lm_config(chain.parts, vocabulary))
-    start_from_bits(model, video)
-    held_out = load_tokens(tokens / "test", "clips")
-    job = LMJob(model, text, config.layout, load_tokens(tokens / "train", "clips"),
-                load_tokens(tokens / "train", "images"), held_out,
+    if init is None:
+        model = LM(lm_preset)
+        start_from_bits(model, video)
+    else:
+        model = _lm_from(init, lm_preset)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    processes = PartialState(cpu=device == "cpu")
+    found = training_tokens(tokens or out.parent / "tokens", options.source, video.to(device), audio.to(device), spec,
+                            n_clips=chain.n_clips, n_images=chain.n_images, n_test=chain.n_test,
+                            rank=processes.process_index, world=processes.num_processes,
+                            wait=processes.wait_for_everyone)  # fmt: skip
+    job = LMJob(model, text, config.layout, found.clips, found.images, found.held_out,
                 batch_size=options.batch("lm"), seed=options.seed)  # fmt: skip
     config.save(out.parent)
     return fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
+
+
+def _lm_from(folder: Path, config: LMConfig) -> LM:
+    """The transformer in `folder`; raises InputError where it is none, or not one of `config`."""
+    from lm import LM
+    from tasks.model_folder import quietly
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--init {folder}: no transformer there, expected a folder with config.json")
+    with quietly():
+        model = LM.from_pretrained(folder, dtype="float32")
+    wrong = [name for name, value in config.to_diff_dict().items() if getattr(model.config, name, None) != value]
+    if wrong:
+        raise InputError(f"--init {folder}: has another {', '.join(wrong)} than this preset and these tokenizers")
+    return model
 
 
 def start_from_bits(model: Any, video: Any) -> None:
@@ -234,8 +317,6 @@ def train_all(out: Path, options: Options) -> dict[str, dict[str, float]]:
 
     Returns the metrics of each stage, or {} if a signal stopped it.
     """
-    from dataclasses import replace
-
     total = options.minutes or (None if options.steps else sum(DEFAULT_MINUTES.values()) / sum(CHAIN_SHARES.values()))
     if out.exists() and any(out.iterdir()) and not options.resume:
         raise InputError(f"{out}: is not empty; continue with --resume or choose another folder")

@@ -1,32 +1,36 @@
-"""Media turned into ids once, in shards on disk, so that the transformer's training reads ids only.
+"""Media turned into ids once, in Parquet shards on disk, so that the transformer's training reads ids only.
 
-A shard is one safetensors file, written whole, with its captions in the file's metadata; making them goes on where it
-stopped. Clips hold video and sound; images (one-frame clips without sound) are many more for the same time. Beside the
-shards `made_from.json` says what they were made from, so that ids of other tokenizers are never taken for these.
+One row is one window of a clip, or one image; the `datasets` library reads the shards too (`load_dataset("parquet",
+data_files="tokens/clips-*.parquet")`). A shard is written whole, and making them goes on where it stopped. In its
+schema's metadata each shard says what it was made from, so that ids of other tokenizers are never taken for these.
 """
-# Shapes: n items, t h w latent frames, height and width, Q audio levels, F audio columns
+# Shapes: B batch, n items, t h w latent frames, height and width, Q audio levels, F audio columns
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tokenizers_av.audio import AudioTokenizer
 from tokenizers_av.video import VideoTokenizer
-from train.checkpoint import CheckpointError, write_json
-from train.data import MediaSpec, Source
+from train.checkpoint import CheckpointError
+from train.data import SPLITS, MediaSpec, Source
+
+log = logging.getLogger(__name__)
 
 SHARD = 512  # items per file
+TEST_ROWS = 20  # one row in 20 is held out where files are too few to hold some out
 
 
 @dataclass(frozen=True)
@@ -39,86 +43,333 @@ class TokenSet:
         return len(self.captions)
 
 
+@dataclass(frozen=True)
+class TrainingTokens:
+    clips: TokenSet  # with sound
+    images: TokenSet  # one latent frame
+    held_out: TokenSet  # clips with sound that are never trained on
+
+
+@dataclass(frozen=True)
+class Window:
+    """One row of a shard."""
+
+    video: Tensor  # (t, h, w) int32
+    audio: Tensor | None = None  # (Q, F) int16 or int32; None where there is no sound
+    caption: str = ""
+    file_name: str = ""  # path inside the folder of media; "" for a source that has no files
+    start: float = 0.0  # seconds from the start of the file
+
+
+def training_tokens(
+    folder: Path, source: Callable[[str], Source], video: VideoTokenizer, audio: AudioTokenizer, spec: MediaSpec, *,
+    n_clips: int, n_images: int, n_test: int, rank: int = 0, world: int = 1, wait: Callable[[], None] = lambda: None,
+) -> TrainingTokens:  # fmt: skip
+    """What the transformer is trained on: ids from `folder`, made first where they are missing.
+
+    A folder that `avpoet-train tokenize` made is read as it is, whatever its source; some of its files are held out.
+    Any other gets the clips of `source(split)` in folder/train and folder/test. Process `rank` of `world` makes its
+    share of the shards and calls `wait` until all have. Without pyarrow its share is made in memory and not kept.
+    Raises CheckpointError where the ids are those of other tokenizers or sizes, or no clip has sound.
+    """
+    if any(folder.glob("*.parquet")):
+        check_origin(folder, {"spec": asdict(spec), **fingerprints(video, audio)})
+        clips, held_out = load_split(folder)
+        if any(folder.glob("images-*.parquet")):
+            images = load_tokens(folder, "images")
+        else:  # the first frame of a clip is coded alone: its ids are those of an image
+            images = TokenSet(clips.video[:, :1].contiguous(), None, clips.captions)
+        return TrainingTokens(clips, images, held_out)
+    if not has_parquet():
+        if rank == 0:
+            print("pyarrow is not installed: the ids are made in memory and not kept", file=sys.stderr)
+
+        def made(split: str, items: range, n_frames: int) -> TokenSet:
+            return collect(source(split), video, audio, replace(spec, n_frames=n_frames), items)
+
+        return TrainingTokens(
+            made("train", range(n_clips)[rank::world], spec.n_frames),
+            made("train", range(n_clips, n_clips + n_images)[rank::world], 1),
+            made("test", range(n_test), spec.n_frames),
+        )
+    for split, clips_here, images_here in (("train", n_clips, n_images), ("test", n_test, 0)):
+        tokenize(source(split), video, audio, spec, folder / split, n_clips=clips_here, n_images=images_here,
+                 rank=rank, world=world)  # fmt: skip
+    wait()
+    return TrainingTokens(
+        load_tokens(folder / "train", "clips"),
+        load_tokens(folder / "train", "images"),
+        load_tokens(folder / "test", "clips"),
+    )
+
+
 def tokenize(source: Source, video: VideoTokenizer, audio: AudioTokenizer, spec: MediaSpec, folder: Path, *,
-             n_clips: int, n_images: int, batch_size: int = 32) -> None:  # fmt: skip
+             n_clips: int, n_images: int, batch_size: int = 32, rank: int = 0, world: int = 1) -> None:  # fmt: skip
     """Write the ids of the first `n_clips` clips and of `n_images` further first frames to shards in `folder`.
 
-    Shards that are there are kept. Raises CheckpointError where they were made from something else: other tokenizers,
-    another size or number of clips, another source or split of it. Its seed may differ: any clips will do.
+    Shards that are there are kept; of the others every `world`-th is made, beginning with that of `rank`.
+    Raises CheckpointError where they were made from something else: other tokenizers, another size or number of clips,
+    another source or split of it. Its seed may differ: any clips will do.
     """
     from tqdm import tqdm
 
+    n_items = {"clips": n_clips, "images": n_images}
+    jobs = [(kind, first) for kind, n in n_items.items() for first in range(0, n, SHARD)]
+    origin = {
+        "spec": asdict(spec), "n_clips": n_clips, "n_images": n_images, "source": _describe(source),
+        **fingerprints(video, audio), "shards": {kind: -(-n // SHARD) for kind, n in n_items.items()},
+    }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    _check_origin(folder, {
-        "spec": asdict(spec), "n_clips": n_clips, "source": type(source).__name__,
-        "split": getattr(source, "split", None), "root": str(getattr(source, "root", "")),
-        "video_tokenizer": fingerprint(video), "audio_tokenizer": fingerprint(audio),
-    })  # fmt: skip
-    image = replace(spec, n_frames=1)
-    jobs = [("clips", first, min(first + SHARD, n_clips)) for first in range(0, n_clips, SHARD)]
-    jobs += [("images", first, min(first + SHARD, n_images)) for first in range(0, n_images, SHARD)]
-    for kind, first, last in tqdm(jobs, desc="tokenize", unit="shard", file=sys.stderr):
-        path = folder / f"{kind}-{first // SHARD:05d}.safetensors"
+    check_origin(folder, origin)
+    for kind, first in tqdm(jobs[rank::world], desc="tokenize", unit="shard", file=sys.stderr, disable=rank > 0):
+        path = shard_path(folder, kind, first // SHARD)
         if path.exists():
             continue
-        offset = first + (n_clips if kind == "images" else 0)
-        items = range(offset, offset + last - first)
-        batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
-        parts = [_ids(source, batch, spec if kind == "clips" else image, video, audio) for batch in batches]
-        tensors = {"video": torch.cat([p[0] for p in parts])}
+        last = min(first + SHARD, n_items[kind])
         if kind == "clips":
-            tensors["audio"] = torch.cat([p[1] for p in parts if p[1] is not None])
-        fresh = path.with_suffix(".new")
-        captions = [c for p in parts for c in p[2]]
-        save_file(tensors, fresh, metadata={"captions": json.dumps(captions)})
-        fresh.replace(path)
+            windows = source_windows(source, video, audio, spec, range(first, last), batch_size)
+        else:
+            items = range(n_clips + first, n_clips + last)
+            windows = source_windows(source, video, audio, replace(spec, n_frames=1), items, batch_size)
+        write_shard(path, windows, origin)
+
+
+def _describe(source: Any) -> dict[str, Any]:
+    """What decides which clips a source has, but for its seed."""
+    values: dict[str, Any] = {"name": type(source).__name__, "split": getattr(source, "split", None)}
+    if hasattr(source, "files"):
+        values |= {"root": str(source.root), "files": digest(source.files)}
+    if hasattr(source, "sources"):
+        values |= {"parts": [_describe(part) for part in source.sources], "weights": source.weights}
+    return values
+
+
+def digest(value: Any) -> str:
+    """A hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def collect(source: Source, video: VideoTokenizer, audio: AudioTokenizer, spec: MediaSpec, items: range, *,
+            batch_size: int = 32) -> TokenSet:  # fmt: skip
+    """The ids of the clips with numbers `items`, in memory; without sound where they are of one frame."""
+    windows = list(source_windows(source, video, audio, spec, items, batch_size))
+    sound = [w.audio for w in windows if w.audio is not None]
+    return TokenSet(
+        torch.stack([w.video for w in windows]), torch.stack(sound) if sound else None, [w.caption for w in windows]
+    )
+
+
+def source_windows(source: Source, video: VideoTokenizer, audio: AudioTokenizer, spec: MediaSpec, items: range,
+                   batch_size: int) -> Iterator[Window]:  # fmt: skip
+    """The ids of the clips with numbers `items`, one by one; without sound where they are of one frame."""
+    for i in range(0, len(items), batch_size):
+        media = source.batch(items[i : i + batch_size], spec, audio=spec.n_frames > 1)
+        assert media.video is not None
+        frames, sound = encode(media.video, media.audio, video, audio)
+        for k, caption in enumerate(media.captions):
+            yield Window(frames[k], None if sound is None else sound[k], caption)
 
 
 @torch.inference_mode()
-def _ids(source: Source, indices: range, spec: MediaSpec, video: VideoTokenizer,
-         audio: AudioTokenizer) -> tuple[Tensor, Tensor | None, list[str]]:  # fmt: skip
-    sound = spec.n_frames > 1
-    media = source.batch(indices, spec, audio=sound)
+def encode(frames: Tensor, samples: Tensor | None, video: VideoTokenizer,
+           audio: AudioTokenizer) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Ids (B, t, h, w) int32 of frames (B, 3, T, H, W), and (B, Q, F) of samples (B, N), both in [-1, 1]."""
     device = next(video.parameters()).device
-    assert media.video is not None
-    small = torch.int16 if audio.codebook_size <= 2**15 else torch.int32
     with torch.autocast(device.type, torch.bfloat16):  # about one id in a hundred differs from float32; 3 times faster
-        frames = video.encode(media.video.to(device)).to("cpu", torch.int32)
-        heard = audio.encode(media.audio.to(device)).to("cpu", small) if media.audio is not None else None
-    return frames, heard, media.captions
+        ids = video.encode(frames.to(device)).to("cpu", torch.int32)
+        heard = None if samples is None else audio.encode(samples.to(device)).cpu()
+    return ids, None if heard is None else heard.to(getattr(torch, _audio_dtype(audio)))
+
+
+def _audio_dtype(audio: AudioTokenizer) -> str:
+    return "int16" if audio.codebook_size <= 2**15 else "int32"
 
 
 def fingerprint(model: nn.Module) -> str:
     """A hash of all weights: equal for a model and its copy on another device, different after any training step."""
-    digest = hashlib.sha256()
+    weights = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return weights.hexdigest()
 
 
-def _check_origin(folder: Path, origin: dict[str, Any]) -> None:
-    path = folder / "made_from.json"
-    if not path.exists():
-        write_json(path, origin)
-        return
-    before = json.loads(path.read_text())
-    changed = sorted(name for name in origin if before.get(name) != origin[name])
-    if changed:
-        raise CheckpointError(f"{folder}: its ids were made from another {', '.join(changed)}; "
-                              "choose another folder or delete this one")  # fmt: skip
+def fingerprints(video: VideoTokenizer, audio: AudioTokenizer) -> dict[str, str]:
+    """What a shard says of the tokenizers that made it."""
+    return {
+        "video_tokenizer": fingerprint(video), "audio_tokenizer": fingerprint(audio), "audio_dtype": _audio_dtype(audio)
+    }  # fmt: skip
+
+
+def has_parquet() -> bool:
+    """Whether shards can be written and read here."""
+    return find_spec("pyarrow") is not None
+
+
+def shard_path(folder: Path, kind: str, number: int) -> Path:
+    """Where the shard with this number lies; `kind` is "clips" or "images"."""
+    return folder / f"{kind}-{number:05d}.parquet"
+
+
+def write_shard(path: Path, windows: Iterable[Window], origin: dict[str, Any],
+                skipped: Sequence[tuple[str, str]] = ()) -> None:  # fmt: skip
+    """Write `windows` to one Parquet file, whole or not at all.
+
+    `origin` says what they were made from (see `check_origin`), `skipped` names files without rows, and why.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = list(windows)
+    audio_type = pa.int16() if origin["audio_dtype"] == "int16" else pa.int32()
+    columns = {
+        "file_name": pa.array([w.file_name for w in rows], pa.string()),
+        "start": pa.array([w.start for w in rows], pa.float32()),
+        "caption": pa.array([w.caption for w in rows], pa.string()),
+        "video": _lists([w.video.numpy() for w in rows], pa.int32()),
+        "video_shape": pa.array([list(w.video.shape) for w in rows], pa.list_(pa.int32())),
+        "audio": _lists([None if w.audio is None else w.audio.numpy() for w in rows], audio_type),
+        "audio_shape": pa.array([None if w.audio is None else list(w.audio.shape) for w in rows], pa.list_(pa.int32())),
+    }
+    table = pa.table(columns).replace_schema_metadata({"made_from": json.dumps(origin), "skipped": json.dumps(skipped)})
+    fresh = path.with_name(path.name + ".new")
+    pq.write_table(table, fresh, compression="zstd")
+    fresh.replace(path)
+
+
+def _lists(arrays: Sequence[np.ndarray | None], kind: Any) -> Any:
+    """Arrow lists of the elements of each array in row-major order; null for None."""
+    import pyarrow as pa
+
+    ends = np.cumsum([0] + [0 if a is None else a.size for a in arrays], dtype=np.int32)
+    values = [a.reshape(-1) for a in arrays if a is not None]
+    flat = pa.array(np.concatenate(values) if values else [], kind)
+    return pa.ListArray.from_arrays(pa.array(ends), flat, mask=pa.array([a is None for a in arrays], pa.bool_()))
+
+
+def read_notes(path: Path) -> tuple[int, dict[str, Any], list[tuple[str, str]]]:
+    """Number of rows of a shard, what it was made from, and the files skipped with reasons; raises CheckpointError."""
+    with _parquet(path) as file:
+        notes = file.schema_arrow.metadata or {}
+        if b"made_from" not in notes:
+            raise CheckpointError(f"{path}: was not made by avpoet; choose another folder")
+        skipped = [(name, reason) for name, reason in json.loads(notes.get(b"skipped", b"[]"))]
+        return file.metadata.num_rows, json.loads(notes[b"made_from"]), skipped
+
+
+def _parquet(path: Path) -> Any:
+    """An open Parquet file. Raises CheckpointError where it is damaged, or pyarrow is missing."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise CheckpointError(f"{path}: needs pyarrow to be read; pip install 'avpoet[train]'") from None
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise CheckpointError(f"{path}: is damaged ({str(error).splitlines()[0]}); delete it") from None
+
+
+def check_origin(folder: Path, origin: dict[str, Any]) -> None:
+    """Raise CheckpointError unless all shards in `folder` were made from what `origin` says."""
+    now = json.loads(json.dumps(origin))
+    for path in sorted(folder.glob("*.parquet")):
+        if changed := _differences(read_notes(path)[1], now):
+            raise CheckpointError(f"{folder}: its ids were made from another {', '.join(changed)}; "
+                                  "choose another folder or delete this one")  # fmt: skip
+
+
+def _differences(there: dict[str, Any], now: dict[str, Any], within: str = "") -> list[str]:
+    """Names of the entries of `now` that differ in `there`, with both values where they are short."""
+    names = []
+    for name, value in sorted(now.items()):
+        before = there.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            names += _differences(before, value, f"{within}{name}.")
+        elif before != value:
+            short = max(len(str(before)), len(str(value))) < 40
+            names.append(f"{within}{name} ({before} there, {value} now)" if short else within + name)
+    return names
 
 
 def load_tokens(folder: Path, kind: str) -> TokenSet:
-    """All shards of `kind` ("clips" or "images") in `folder`. Raises CheckpointError where there are none."""
-    paths: Iterable[Path] = sorted(folder.glob(f"{kind}-*.safetensors"))
-    video, audio, captions = [], [], []
+    """The rows of all shards of `kind` ("clips" or "images") in `folder`; `audio` is None unless all have sound.
+
+    Raises CheckpointError where there are no rows, shards are missing or damaged, or rows differ in shape.
+    """
+    table = _table(folder, kind)
+    return _token_set(folder, table, sound=not table["audio"].null_count)
+
+
+def load_split(folder: Path) -> tuple[TokenSet, TokenSet]:
+    """The clips with sound in `folder`, for training and for the test; raises CheckpointError as `load_tokens` does.
+
+    Clips of one file stay together, as in `train.data.folder.split_files`. Where files are too few, every 20th clip is
+    for the test.
+    """
+    import pyarrow as pa
+
+    table = _table(folder, "clips")
+    if silent := table["audio"].null_count:
+        log.warning("%s: %d of %d clips have no sound and are left out", folder, silent, len(table))
+        table = table.filter(table["audio"].is_valid())
+        if not len(table):
+            raise CheckpointError(f"{folder}: none of its clips has sound, which the transformer is to learn")
+    names = table["file_name"].to_pylist()
+    train, test = (_token_set(folder, table.filter(pa.array(_in_split(names, split))), sound=True) for split in SPLITS)
+    return train, test
+
+
+def _table(folder: Path, kind: str) -> Any:
+    """An Arrow table of all shards of `kind`; raises CheckpointError."""
+    paths = sorted(folder.glob(f"{kind}-*.parquet"))
+    if not paths:
+        raise CheckpointError(f"{folder}: holds no {kind}-*.parquet; make them first")
+    origin = read_notes(paths[0])[1]
+    check_origin(folder, origin)
+    n = origin["shards"][kind]
+    if len(paths) < n:
+        raise CheckpointError(f"{folder}: holds {len(paths)} of {n} shards of {kind}; "
+                              "run what made them again: it goes on where it stopped")  # fmt: skip
+    import pyarrow as pa
+
+    tables = []
     for path in paths:
-        with safe_open(path, framework="pt") as file:
-            video.append(file.get_tensor("video"))
-            if "audio" in file.keys():  # noqa: SIM118
-                audio.append(file.get_tensor("audio"))
-            captions += json.loads(file.metadata()["captions"])
-    if not video:
-        raise CheckpointError(f"{folder}: holds no {kind}-*.safetensors; make them first")
-    return TokenSet(torch.cat(video), torch.cat(audio) if audio else None, captions)
+        with _parquet(path) as file:
+            try:
+                tables.append(file.read())
+            except (pa.ArrowException, OSError) as error:
+                raise CheckpointError(f"{path}: is damaged ({str(error).splitlines()[0]}); delete it") from None
+    table = pa.concat_tables(tables)
+    if not len(table):
+        raise CheckpointError(f"{folder}: its shards of {kind} have no rows")
+    return table
+
+
+def _token_set(folder: Path, table: Any, sound: bool) -> TokenSet:
+    audio = _stacked(folder, table, "audio", 2) if sound else None
+    return TokenSet(_stacked(folder, table, "video", 3), audio, table["caption"].to_pylist())
+
+
+def _stacked(folder: Path, table: Any, name: str, n_dims: int) -> Tensor:
+    """A column of lists as one tensor (n, *shape), straight from Arrow's buffers."""
+    shapes = np.concatenate([c.flatten().to_numpy() for c in table[name + "_shape"].chunks]).reshape(-1, n_dims)
+    found = np.unique(shapes, axis=0)
+    if len(found) > 1:
+        some = " and ".join("x".join(map(str, shape)) for shape in found[:2])
+        raise CheckpointError(f"{folder}: {name} ids differ in shape ({some}); tokenize the media in one size")
+    values = np.concatenate([c.flatten().to_numpy() for c in table[name].chunks])  # chunk by chunk: any length
+    return torch.from_numpy(values.reshape(-1, *found[0]))
+
+
+def _in_split(names: list[str], split: str) -> np.ndarray:
+    """Which rows (n,) bool belong to `split`, by the name of the file each comes from."""
+    from train.data.folder import MIN_FILES_TO_SPLIT, split_files
+
+    distinct = sorted(set(names))
+    if len(distinct) >= MIN_FILES_TO_SPLIT:
+        chosen = set(split_files(distinct, split))
+        return np.array([name in chosen for name in names])
+    if len(names) < 2:
+        return np.ones(len(names), bool)
+    return (np.arange(len(names)) % TEST_ROWS == 0) == (split == "test")

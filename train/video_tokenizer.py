@@ -1,69 +1,152 @@
-"""Training of the video tokenizer: reconstruction, commitment and group entropy."""
+"""Training of the video tokenizer: reconstruction, entropy and commitment; perceptual and adversarial losses if asked.
+
+Image and video batches are mixed: a step draws one or the other. The reconstruction loss is the log of each frame's
+squared error, which is its PSNR, beside absolute error and edges.
+"""
 # Shapes: B batch, T frames, H W height and width in pixels
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_av.video import VideoTokenizer
+from tokenizers_av.video import VideoOutput, VideoTokenizer
+from train.adversarial import LeCAM, discriminator_loss, generator_loss, r1_penalty
+from train.checkpoint import has_checkpoint, load_weights
 from train.data import MediaSpec, Source
+from train.discriminator import Discriminator
 from train.optimizers import matrix_optimizers
+from train.perceptual import PerceptualLoss
+from train.video_training import VideoTraining
+from train.watch import Watch
+
+R1_CLIPS = 4  # of a batch: a penalty needs two passes backward
+
+
+class TokenizerWithCritic(nn.Module):
+    """What is trained and kept in a checkpoint: the tokenizer and, with adversarial loss, its discriminator."""
+
+    def __init__(self, tokenizer: VideoTokenizer, training: VideoTraining) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        adversarial = training.adversarial_weight > 0
+        self.discriminator = Discriminator(training.discriminator_dims) if adversarial else None
+        self.lecam = LeCAM() if adversarial else None
+
+    def forward(self, video: Tensor, soft: Tensor | None = None) -> VideoOutput:
+        """As `VideoTokenizer.forward`."""
+        return self.tokenizer(video, soft)
 
 
 class VideoTokenizerJob:
-    """Fits a `VideoTokenizer` to the clips of a source. Weights were chosen by PSNR on the playground.
-
-    `soft_share` is the share of the training over which fewer and fewer samples bypass the quantizer.
-    """
+    """Fits a `VideoTokenizer` to the clips of a source. The weights of `tiny` were chosen by PSNR on the playground."""
 
     name = "video-tokenizer"
-    lr = 2.5e-3
-    ema = 0.995
 
-    def __init__(self, model: VideoTokenizer, train: Source, test: Source, spec: MediaSpec, *, batch_size: int = 16,
-                 seed: int = 0, edge_weight: float = 0.5, entropy_weight: float = 0.3,
-                 commitment_weight: float = 0.1, soft_share: float = 0.3) -> None:  # fmt: skip
-        self.model, self.train, self.test, self.spec = model, train, test, spec
-        self.batch_size, self.seed = batch_size, seed
-        self.edge_weight = edge_weight
-        self.entropy_weight, self.commitment_weight, self.soft_share = entropy_weight, commitment_weight, soft_share
+    def __init__(self, tokenizer: VideoTokenizer, train: Source, test: Source, spec: MediaSpec, *, batch_size: int = 16,
+                 seed: int = 0, training: VideoTraining | None = None,
+                 perceptual: PerceptualLoss | None = None) -> None:  # fmt: skip
+        self.training = training or VideoTraining()
+        self.model = TokenizerWithCritic(tokenizer, self.training)
+        self.train, self.test, self.spec = train, test, spec
+        self.batch_size, self.seed, self.perceptual = batch_size, seed, perceptual
+        self.ema = self.training.ema
+        self.watch = Watch(tokenizer.codebook_size)
+        self._ids: Tensor | None = None  # of the last batch
+        self._notices: list[str] = []  # not yet said
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        return matrix_optimizers(self.model.named_parameters(), self.lr)
+        found = matrix_optimizers(self.model.tokenizer.named_parameters(), self.training.lr)
+        if self.model.discriminator is not None:
+            weights = self.model.discriminator.parameters()
+            found.append(torch.optim.Adam(weights, lr=self.training.discriminator_lr, betas=(0.0, 0.99)))
+        return found
 
     def batch(self, step: int, rank: int, world: int, progress: float) -> Tensor:
-        """Video (B, 3, T, H, W) in [-1, 1] on the model's device: clips that no other step or process sees."""
-        first = ((self.seed * 7_919 + step) * world + rank) * self.batch_size
-        video = self.train.batch(range(first, first + self.batch_size), self.spec, audio=False).video
+        """Video (B, 3, T, H, W) in [-1, 1] on the model's device, or images (T = 1, more of them): clips that no other
+        step or process sees."""
+        t = self.training
+        images = random.Random(f"{self.seed}/{step}").random() < t.image_share  # the same on every process
+        n = self.batch_size * (t.images_per_clip if images else 1)
+        spec = replace(self.spec, n_frames=1) if images else self.spec
+        first = ((self.seed * 7_919 + step) * world + rank) * self.batch_size * max(1, t.images_per_clip)
+        video = self.train.batch(range(first, first + n), spec, audio=False).video
         assert video is not None
+        self._notices += self.watch.batch(video)
         return video.to(next(self.model.parameters()).device)
+
+    def notices(self, step: int, metrics: dict[str, float]) -> list[str]:
+        """What `Watch` has noticed since it was asked last."""
+        found, self._notices = self._notices + self.watch.step(step, metrics, self._ids), []
+        return found
+
+    def take_critic(self, checkpoint: Path) -> None:
+        """Go on with the discriminator of an earlier training, if both have one; `checkpoint` may be missing."""
+        critic = self.model.discriminator
+        if critic is None or not has_checkpoint(checkpoint):
+            return
+        weights = load_weights(checkpoint, "model")
+        parts = {name: {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
+                 for name in ("discriminator", "lecam")}  # fmt: skip
+        if parts["discriminator"]:
+            assert self.model.lecam is not None
+            critic.load_state_dict(parts["discriminator"])
+            self.model.lecam.load_state_dict(parts["lecam"])
 
     def loss(self, model: nn.Module, batch: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Loss of one batch (B, 3, T, H, W), () and what to log; needs T = 1 + 4n and sizes the stride divides."""
-        # the share of samples that bypass the quantizer falls from one to zero in the first part of the training
-        share = max(0.0, 1 - progress / self.soft_share) if self.soft_share else 0.0
-        soft = torch.rand(len(batch), device=batch.device) < share
-        output = model(batch, soft)
+        t = self.training
+        early = max(0.0, 1 - progress / t.soft_share) if t.soft_share else 0.0  # from one to zero
+        soft = torch.rand(len(batch), device=batch.device) < early
+        output: VideoOutput = model(batch, soft)
         q = output.quantized
+        self._ids = q.ids.detach()
         error = output.video.float() - batch
         mae = error.abs().mean()
         # log of each frame's error, as in PSNR: within a frame large errors (objects) count most, yet no frame is lost
         log_mse = (error.square().mean((1, 3, 4)) + 1e-4).log().mean()
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        total = 0.1 * log_mse + 0.3 * mae + self.edge_weight * edges
-        total = total + self.entropy_weight * q.entropy_loss + self.commitment_weight * q.commitment_loss
-        return total, {
+        total = t.log_mse_weight * log_mse + t.mae_weight * mae + t.edge_weight * edges
+        total = total + t.entropy_weight * (1 + (t.entropy_boost - 1) * early) * q.entropy_loss
+        total = total + t.commitment_weight * q.commitment_loss
+        metrics: dict[str, Tensor | float] = {
             "mae": mae.detach(),
             "edges": edges.detach(),
             "psnr": psnr(error),
             "commitment": q.commitment_loss.detach(),
             "entropy": q.entropy_loss.detach(),
             "codes": q.ids.unique().numel(),
-            "soft": share,
+            "soft": early,
+        }
+        if self.perceptual is not None:
+            distance = self.perceptual(output.video.float(), batch)
+            total, metrics["perceptual"] = total + t.perceptual_weight * distance, distance.detach()
+        if self.model.discriminator is not None and progress >= t.adversarial_from:
+            more, logged = self._adversarial(output.video.float(), batch, progress)
+            total, metrics = total + more, metrics | logged
+        return total, metrics
+
+    def _adversarial(self, video: Tensor, batch: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Losses of both players, added: neither sends a gradient into the other, so one backward pass serves both."""
+        t, critic, lecam = self.training, self.model.discriminator, self.model.lecam
+        assert critic is not None and lecam is not None
+        with frozen(critic):
+            for_tokenizer = generator_loss(critic(video))
+        real, fake = critic(batch), critic(video.detach())
+        for_critic = discriminator_loss(real, fake) + t.lecam_weight * lecam(real, fake)
+        if torch.rand(()) < 1 / t.r1_every:  # drawn from the step's seed
+            for_critic = for_critic + t.r1_every * t.r1_weight * r1_penalty(critic, batch[:R1_CLIPS])
+        return t.adversarial_weight * for_tokenizer + for_critic, {
+            "g_adversarial": for_tokenizer.detach(),
+            "d_real": real.detach().mean(),
+            "d_fake": fake.detach().mean(),
         }
 
     @torch.no_grad()
@@ -72,32 +155,48 @@ class VideoTokenizerJob:
         from PIL import Image
 
         video = self.test.batch(range(4), self.spec, audio=False).video
-        assert video is not None and isinstance(model, VideoTokenizer)
-        again = model.decode(model.encode(video.to(next(model.parameters()).device))).cpu()
-        rows = torch.stack([video, again[:, :, : video.shape[2]]], 1).flatten(0, 1)[:, :, ::4]  # (8, 3, t, H, W)
+        tokenizer = tokenizer_of(model)
+        assert video is not None
+        again = tokenizer.reconstruct(video.to(next(model.parameters()).device)).cpu()
+        rows = torch.stack([video, again], 1).flatten(0, 1)[:, :, ::4]  # (8, 3, t, H, W)
         grid = rows.permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1)  # (8H, tW, 3)
         Image.fromarray(((grid + 1) * 127.5).round().clamp(0, 255).byte().numpy()).save(folder / f"{step:07d}.png")
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, n: int) -> dict[str, float]:
         """PSNR in dB (mean over frames, then clips) and the share of codes used on n test clips."""
-        assert isinstance(model, VideoTokenizer)
+        tokenizer = tokenizer_of(model)
         scores, seen = [], set()
         for first in range(0, n, self.batch_size):
             video = self.test.batch(range(first, min(first + self.batch_size, n)), self.spec, audio=False).video
             assert video is not None
             video = video.to(next(model.parameters()).device)
-            ids = model.encode(video)
-            error = model.decode(ids)[:, :, : video.shape[2]] - video
+            ids = tokenizer.encode(video)
+            error = tokenizer.decode(ids)[:, :, : video.shape[2]] - video
             mse = (error / 2).square().mean((1, 3, 4)).clamp(min=1e-10)
             scores.append(-10 * mse.log10().mean(1))
             seen.update(ids.unique().tolist())
-        return {"psnr": float(torch.cat(scores).mean()), "codes_used": len(seen) / model.codebook_size, "n": n}
+        return {"psnr": float(torch.cat(scores).mean()), "codes_used": len(seen) / tokenizer.codebook_size, "n": n}
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the model as a folder that `VideoTokenizer.from_pretrained` opens."""
-        assert isinstance(model, VideoTokenizer)
-        model.save_pretrained(folder)
+        """Write the tokenizer as a folder that `VideoTokenizer.from_pretrained` opens."""
+        tokenizer_of(model).save_pretrained(folder)
+
+
+def tokenizer_of(model: nn.Module) -> VideoTokenizer:
+    """The tokenizer in what `VideoTokenizerJob` trains."""
+    assert isinstance(model, TokenizerWithCritic)
+    return model.tokenizer
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Inside, gradients pass through `module` but not into its weights."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
 
 
 def psnr(error: Tensor) -> Tensor:

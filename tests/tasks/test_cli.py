@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tasks import TASKS, InputError
 from tasks.cli import build_parser, main, run
-from tokenizers_av.clip import read_clip
+from tokenizers_av.clip import Clip, read_clip
 
 
 def parsers(parser: argparse.ArgumentParser | None = None):
@@ -114,6 +115,12 @@ def bad(*words: str) -> object:
         bad("reconstruct", "{tone}", "--out", "{tmp}/x.png"),
         bad("reconstruct", "{tone}", "--out", "{tmp}/x.wav", "--side-by-side"),
         bad("reconstruct", "{photo}", "--out", "{tmp}/x.wav"),
+        bad("reconstruct", "{tone}", "--out", "{tmp}/x.wav", "--size", "64"),
+        bad("reconstruct", "{dot}", "--out", "{tmp}/x.png", "--size", "source"),
+        *(
+            bad("reconstruct", "{clip}", "--out", "{tmp}/x.mp4", "--size", size)
+            for size in ("", "big", "0", "-64", "8x64", "64x", "64X64", "64x64x3", "1.5", "1920x1920", "16x99999", "٣٢")
+        ),
         bad("info", "nosuch"),
     ],
 )
@@ -121,13 +128,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     words, tmp_path, debug_model, clip_file, tone, photo, capsys, monkeypatch
 ):
     monkeypatch.setattr("tasks.pipeline.AVPoet.from_pretrained", lambda *a, **k: pytest.fail("loaded a model first"))
-    text, torn, nothing = (tmp_path / n for n in ("notes.txt", "torn.png", "nothing.wav"))
+    text, torn, nothing, dot = (tmp_path / n for n in ("notes.txt", "torn.png", "nothing.wav", "dot.png"))
     text.write_text("no video at all")
     torn.write_bytes(photo.read_bytes()[:60])
     nothing.write_bytes(tone.read_bytes()[:44])
+    Clip(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), 8.0).save(dot)
     there = sorted(tmp_path.iterdir())
     places = {"tmp": tmp_path, "model": debug_model, "clip": clip_file, "tone": tone, "photo": photo, "text": text,
-              "torn": torn, "nothing": nothing}  # fmt: skip
+              "torn": torn, "nothing": nothing, "dot": dot}  # fmt: skip
     if "--model" not in words and words[:1] != ("info",):
         words = (*words, *(("--model", "{model}") if "--out" in words else ()))
     before = clip_file.read_bytes()
@@ -188,13 +196,24 @@ def test_extend_and_reconstruct_write_their_files(debug_model, clip_file, tone, 
     assert main([*words, *model]) == 0
     assert read_clip(long).n_frames == 18 + 8
     assert main(["reconstruct", str(clip_file), "--out", str(pair), "--side-by-side", *model]) == 0
-    shown = capsys.readouterr().out
-    assert "PSNR" in shown and "SNR" in shown
+    _, path, *lines = capsys.readouterr().out.splitlines()
+    assert path == str(pair)
+    figures = dict(line.split(": ") for line in lines)
+    assert list(figures) == ["frames", "picture PSNR, mean over frames", "codes used", "bits per pixel", "sound SNR"]
+    assert figures["frames"] == "18"
     assert read_clip(pair).frames.shape == (18, 16, 32, 3)
     assert main(["reconstruct", str(tone), "--out", str(sound), *model]) == 0
     assert abs(read_clip(sound).seconds - 2.2) < 0.01
     assert main(["reconstruct", str(photo), "--out", str(image), *model]) == 0
     assert read_clip(image).frames.shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize(("size", "shape"), [("source", (24, 32)), ("20", (20, 20)), ("33x26", (33, 26))])
+def test_reconstruct_works_at_any_size(size, shape, debug_model, clip_file, tmp_path, capsys):
+    out = f"{tmp_path}/frames/"
+    assert main(["reconstruct", str(clip_file), "--out", out, "--size", size, "--model", str(debug_model)]) == 0
+    assert f"size = {shape}" in capsys.readouterr().err
+    assert read_clip(f"{out}00017.png").frames.shape == (1, *shape, 3)
 
 
 def test_tasks_and_info_print_tables(debug_model, capsys):

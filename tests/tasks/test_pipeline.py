@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
+import math
 import shutil
 
 import pytest
@@ -11,8 +13,9 @@ import torch
 
 from lm import LM
 from tasks import TASKS, AVPoet, InputError
+from tasks.codec import Codec, to_network
 from tasks.long_video import steps
-from tasks.reconstruct import reconstructed
+from tasks.reconstruct import Distance, Reconstruction, reconstructed
 from tasks.source import Source
 from tasks.stream import join
 from tokenizers_av.clip import Clip, MediaError, read_clip
@@ -71,6 +74,14 @@ def test_parts_of_a_stream_are_the_whole(poet, seconds, sound):
     assert (len(whole.samples) == round(whole.seconds * 16000)) if sound else whole.samples is None
     if seconds is None:
         assert [p.n_frames for p in parts][:3] == [1, 4, 4]  # a latent frame at a time
+
+
+def test_a_stream_decodes_each_latent_frame_once(poet):
+    runs: list[int] = []
+    hook = poet.codec.video.decoder.register_forward_hook(lambda _, inputs, output: runs.append(inputs[0].shape[1]))
+    poet.text_to_video("a red ball", sound=False)
+    hook.remove()
+    assert runs == [1, 1, 1]
 
 
 def test_a_longer_video_begins_like_the_shorter(poet):
@@ -149,6 +160,57 @@ def test_progress_counts_to_its_total(poet, seconds):
     assert [d for d, _ in seen] == sorted(d for d, _ in seen)
 
 
+@pytest.fixture(scope="module")
+def codec(poet) -> Codec:
+    """A video tokenizer all of whose layers matter; a new one's residual branches are zero."""
+    video = copy.deepcopy(poet.codec.video)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for p in video.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return Codec(video, poet.codec.audio, poet.codec.text, poet.config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("cuts", [[11], [1, 4, 4, 2], [3, 2, 6], [1] * 11, [9, 0, 2]], ids=str)
+def test_a_clip_in_pieces_has_the_ids_and_frames_of_the_whole(codec, cuts):
+    frames = torch.randint(256, (11, 20, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    whole = codec.encode_video(frames)
+    encode, decode = codec.video_encoder(), codec.video_decoder()
+    known = 0
+    ids = []
+    for part in frames.split(cuts):
+        known += len(part)
+        ids += encode(part) if len(part) else []
+        assert len(ids) == math.ceil(known / 4)  # as soon as the last frame of a group is there
+    ids += encode(None)
+    assert torch.equal(torch.cat(ids), whole)
+    shown = torch.cat([decode(part) for part in whole.split([1, 2, 1])])
+    assert torch.equal(shown, codec.decode_video(whole)) and shown.shape == (13, 24, 24, 3)
+    assert not torch.equal(shown[9:], codec.decode_video(whole[2:])[1:])  # the past is known
+
+
+@pytest.mark.parametrize("size", [None, (24, 32), (17, 21)])
+def test_a_picture_is_reconstructed_as_one_clip(codec, clip, size):
+    parts = list(reconstructed(codec, Source(clip), size))
+    before, after = join(p.original for p in parts).frames, join(p.decoded for p in parts).frames
+    assert torch.equal(before, join(Source(clip).windows(fps=8.0, size=size or (16, 16), sample_rate=16000)).frames)
+    whole = codec.video.reconstruct(to_network(before))[0].permute(1, 2, 3, 0)
+    assert after.shape == before.shape == (18, *(size or (16, 16)), 3)
+    assert (after - (whole + 1) * 127.5).abs().max() < 0.51
+    assert [p.original.n_frames for p in parts if p.original.n_frames] == [1, 4, 4, 4, 4, 1]
+    assert torch.equal(torch.cat([p.ids for p in parts if p.ids is not None]), codec.encode_video(before))
+
+
+def test_the_distance_is_the_mean_over_frames():
+    distance = Distance(codebook_size=256)
+    for error, ids in ((51, [3]), (0, [3, 5])):  # 20 log10(5) dB, and nothing lost
+        frames = torch.zeros(1, 8, 16, 3, dtype=torch.uint8)
+        distance.add(Reconstruction(Clip(frames, 8.0), Clip(frames + error, 8.0), torch.tensor([[ids]])))
+    assert distance.psnr == pytest.approx((20 * math.log10(5) + 100) / 2)
+    assert distance.bits_per_pixel == 8 * 3 / (2 * 8 * 16)
+    assert distance.codes == {3, 5} and distance.n_frames == 2 and distance.snr is None
+
+
 def test_reconstruction_in_windows_is_the_sound_in_one(poet, clip):
     made = poet.reconstruct(clip)
     assert made.n_frames == 18 and len(made.samples) == 36000
@@ -160,6 +222,7 @@ def test_reconstruction_in_windows_is_the_sound_in_one(poet, clip):
 @pytest.mark.parametrize("kind", ["clip_file", "photo", "tone"])
 def test_everything_can_be_reconstructed(kind, poet, request):
     parts = list(reconstructed(poet.codec, Source(request.getfixturevalue(kind))))
+    assert sum(p.original.n_frames for p in parts) == {"clip_file": 18, "photo": 1, "tone": 0}[kind]
     before, after = join(p.original for p in parts), join(p.decoded for p in parts)
     assert before.n_frames == after.n_frames
     assert (before.samples is None) == (after.samples is None)
@@ -186,6 +249,7 @@ def test_everything_can_be_reconstructed(kind, poet, request):
         (lambda p: p.generate("unconditional", prompt="x"), "takes no prompt"),
         (lambda p: p.generate("text_to_image", prompt="x", seconds=1.0), "takes no seconds"),
         (lambda p: p.generate("text_to_video", prompt="x", sped=1), "unexpected keyword argument 'sped'"),
+        (lambda p: p.reconstruct("clip.mp4", size=(8, 16)), "size 8x16: expected height and width of 16 to 1920"),
         (lambda p: p.extend(3, 1.0), "a clip is a Clip or a path"),
     ],
 )

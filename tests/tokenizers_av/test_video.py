@@ -1,66 +1,140 @@
-"""Laws of the video tokenizer: sizes, causality, exact quantization, and a round trip through a folder."""
+"""Laws of the video tokenizer: sizes, causality, chunks, images within videos, and a round trip through a folder."""
 
 from __future__ import annotations
 
-import itertools
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tokenizers_av.video import (
-    LFQ,
     VIDEO_PRESETS,
     VideoTokenizer,
+    VideoTokenizerConfig,
+    inflate,
     n_decoded_frames,
     n_latent_frames,
+    nearest_n_frames,
     video_tokenizer_config,
 )
+from tokenizers_av.video.layers import Flow
+from train.data import MediaSpec, open_source
+
+
+def lively(preset: str, **overrides: object) -> VideoTokenizer:
+    """Residual branches are zero at the start; here every path matters."""
+    torch.manual_seed(0)
+    model = VideoTokenizer(video_tokenizer_config(preset, **overrides)).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1 if p.dim() == 1 else 0.7 * p.shape[-1] ** -0.5)
+    return model
 
 
 @pytest.fixture(scope="module")
 def model() -> VideoTokenizer:
-    torch.manual_seed(0)
-    model = VideoTokenizer(video_tokenizer_config("debug")).eval()
-    for p in model.parameters():  # residual branches are zero at the start; let every path matter
-        torch.nn.init.normal_(p, std=0.1)
-    return model
+    return lively("debug")
 
 
 def video(T: int, H: int = 16, W: int = 24, B: int = 1) -> torch.Tensor:
     return torch.rand(B, 3, T, H, W, generator=torch.Generator().manual_seed(T)) * 2 - 1
 
 
-@pytest.mark.parametrize("T, H, W", [(1, 16, 16), (5, 16, 24), (6, 17, 9), (17, 8, 8)])
-def test_any_size_is_padded_to_the_stride(model: VideoTokenizer, T: int, H: int, W: int) -> None:
+def clip(kind: str, T: int = 17) -> torch.Tensor:
+    if kind == "random":
+        return video(T)
+    found = open_source("playground").batch([0], MediaSpec(n_frames=T, size=24), audio=False).video
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("T, H, W", [(1, 16, 16), (5, 16, 24), (6, 17, 9), (17, 8, 8), (2, 1, 1)])
+def test_any_size_is_padded_to_the_stride_and_comes_back(model: VideoTokenizer, T: int, H: int, W: int) -> None:
     ids = model.encode(video(T, H, W))
-    assert ids.shape == (1, n_latent_frames(T), -(-H // 8), -(-W // 8))
+    assert ids.shape == (1, n_latent_frames(T), -(-H // 8), -(-W // 8)) and ids.dtype == torch.int64
     assert ids.min() >= 0 and ids.max() < model.codebook_size
-    assert model.decode(ids).shape == (1, 3, n_decoded_frames(ids.shape[1]), 8 * ids.shape[2], 8 * ids.shape[3])
+    decoded = model.decode(ids)
+    assert decoded.shape == (1, 3, n_decoded_frames(ids.shape[1]), 8 * ids.shape[2], 8 * ids.shape[3])
+    again = model.reconstruct(video(T, H, W))
+    assert again.shape == (1, 3, T, H, W) and torch.equal(again, decoded[:, :, :T, :H, :W])
 
 
-@pytest.mark.parametrize("n", [1, 5, 9, 13])
-def test_ids_of_the_first_frames_ignore_what_follows(model: VideoTokenizer, n: int) -> None:
-    whole, other = video(17), torch.cat([video(17)[:, :, :n], -video(17)[:, :, n:]], dim=2)
-    t = n_latent_frames(n)
-    assert torch.equal(model.encode(whole)[:, :t], model.encode(whole[:, :, :n]))
-    assert torch.equal(model.encode(other)[:, :t], model.encode(whole[:, :, :n]))
+def test_the_arithmetic_of_frames() -> None:
+    assert [n_latent_frames(n) for n in (1, 2, 5, 6, 17)] == [1, 2, 2, 3, 5]
+    assert [n_decoded_frames(n) for n in (1, 2, 5)] == [1, 5, 17]
+    assert [nearest_n_frames(n) for n in (1, 2, 3, 4, 5, 7, 16, 17)] == [1, 1, 5, 5, 5, 9, 17, 17]
+    for n in range(1, 40):
+        assert n_decoded_frames(n_latent_frames(n)) >= n > n_decoded_frames(n_latent_frames(n)) - 4
+    for law in (n_latent_frames, n_decoded_frames, nearest_n_frames):
+        with pytest.raises(ValueError, match="need at least 1"):
+            law(0)
+
+
+PRESETS = ["debug", "tiny", pytest.param("base", marks=pytest.mark.slow), pytest.param("large", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("kind", ["random", "playground"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_prefix_law_ids_of_the_first_frames_ignore_what_follows(preset: str, kind: str) -> None:
+    model, whole = lively(preset), clip(kind, 13)
+    ids = model.encode(whole)
+    for k in range(3):
+        n = 1 + 4 * k
+        other = torch.cat([whole[:, :, :n], -whole[:, :, n:]], dim=2)
+        for follow in (other, whole[:, :, :n], torch.cat([whole[:, :, :n], whole], dim=2)):
+            assert torch.equal(model.encode(follow)[:, : 1 + k], ids[:, : 1 + k])
+
+
+@pytest.mark.parametrize("kind", ["random", "playground"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_chunk_law_any_chunking_equals_the_whole(preset: str, kind: str) -> None:
+    model, whole = lively(preset), clip(kind)
+    ids = model.encode(whole)
+    decoded = model.decode(ids)
+    for sizes in ([17], [1] * 17, [2, 7, 8], [5, 4, 4, 4], [16, 1]):
+        assert torch.equal(torch.cat(list(model.encode_stream(whole.split(sizes, dim=2))), 1), ids), sizes
+    for sizes in ([1] * 5, [2, 3], [4, 1]):
+        parts = list(model.decode_stream(ids.split(sizes, dim=1)))
+        assert [p.shape[2] for p in parts] == [1, 4, 4, 4, 4]
+        assert (torch.cat(parts, 2) - decoded).abs().max() <= 1e-4, sizes
+
+
+@pytest.mark.parametrize("kind", ["random", "playground"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_whole_clips_in_training_equal_streams(preset: str, kind: str) -> None:
+    model, whole = lively(preset), clip(kind)
+    flow = Flow(tails={})
+    with torch.no_grad():
+        latents = torch.cat([model._latents(whole[:, :, :1], flow)], 1)
+        flow.first = False
+        latents = torch.cat([latents, *(model._latents(g, flow) for g in whole[:, :, 1:].split(4, 2))], 1)
+        output = model(whole)
+        difference = (model._latents(whole, Flow()) - latents).abs().max() / latents.abs().max()
+    assert difference < 1e-5, float(difference)
+    difference = (model.decode(output.quantized.ids) - output.video.clamp(-1, 1)).abs().max()
+    assert difference <= 1e-4, float(difference)
+
+
+def test_a_stream_gives_each_latent_frame_as_soon_as_its_frames_are_there(model: VideoTokenizer) -> None:
+    read = []
+
+    def frames():
+        for frame in video(10).split(1, dim=2):
+            read.append(1)
+            yield frame
+
+    stream = model.encode_stream(frames())
+    assert [(next(stream).shape[1], len(read)) for _ in range(3)] == [(1, 1), (1, 5), (1, 9)]
+    assert len(list(stream)) == 1 and len(read) == 10  # the last group is filled
 
 
 def test_latents_depend_on_every_frame_of_their_group_and_none_later(model: VideoTokenizer) -> None:
     x = video(9).requires_grad_()
-    z = model._latents(x)[:, 1]
+    z = model._latents(x, Flow())[:, 1]
     (z * torch.randn_like(z)).sum().backward()
     assert x.grad is not None
     per_frame = x.grad.abs().amax((0, 1, 3, 4))
     assert (per_frame[:5] > 0).all() and (per_frame[5:] == 0).all(), per_frame
-
-
-@pytest.mark.parametrize("t", [1, 2, 3])
-def test_decoded_frames_ignore_later_latent_frames(model: VideoTokenizer, t: int) -> None:
-    ids = torch.randint(model.codebook_size, (1, 4, 2, 2), generator=torch.Generator().manual_seed(1))
-    short, long = model.decode(ids[:, :t]), model.decode(ids)
-    difference = (short - long[:, :, : short.shape[2]]).abs().max()
-    assert difference < 1e-5, float(difference)
 
 
 def test_batch_equals_alone(model: VideoTokenizer) -> None:
@@ -68,79 +142,124 @@ def test_batch_equals_alone(model: VideoTokenizer) -> None:
     assert torch.equal(model.encode(both), torch.cat([model.encode(both[:1]), model.encode(both[1:])]))
 
 
-def test_codes_and_ids_are_inverse() -> None:
-    lfq = LFQ(bits=8)
-    ids = torch.arange(256)
-    codes = lfq.codes(ids)
-    assert torch.equal(lfq.ids(codes), ids)
-    assert codes.unique().tolist() == [-1, 1]
-    assert lfq.codes(torch.tensor([5])).tolist() == [[1, -1, 1, -1, -1, -1, -1, -1]]  # bit 0 first
+@torch.no_grad()
+def test_the_decoder_is_modulated_by_the_latent_of_the_place(model: VideoTokenizer) -> None:
+    """The adaptive norm of one position sees the code that covers it and no other."""
+    norm = model.decoder[-3].norm
+    x, code = torch.randn(1, 5, 8, 8, 16), torch.randn(1, 2, 4, 4, model.quantizer.dim)
+    before = norm(x, Flow(code))
+    code[0, 1, 2, 3] += 1
+    changed = (norm(x, Flow(code)) != before).any(-1)[0]
+    expected = torch.zeros(5, 8, 8, dtype=torch.bool)
+    expected[1:, 4:6, 6:8] = True
+    assert torch.equal(changed, expected)
+    fresh = VideoTokenizer(model.config).decoder[-3].norm
+    assert torch.allclose(fresh(x, Flow(code)), torch.nn.functional.rms_norm(x, (16,), eps=1e-6), atol=1e-6)
 
 
-def test_gradient_passes_straight_through_the_quantizer() -> None:
-    z = torch.randn(2, 1, 2, 2, 6, requires_grad=True)
-    LFQ(6)(z).z_q.sum().backward()
-    assert torch.equal(z.grad, torch.ones_like(z))
-
-
-def test_soft_samples_bypass_the_quantizer() -> None:
-    z = torch.randn(2, 1, 2, 2, 6)
-    z_q = LFQ(6)(z, torch.tensor([True, False])).z_q
-    assert torch.allclose(z_q[0], torch.tanh(z[0])) and set(z_q[1].unique().tolist()) <= {-1.0, 1.0}
-
-
-def test_entropy_equals_the_sum_over_all_codes() -> None:
-    """The factorised form against the definition: softmax over every code of a small codebook."""
-    bits, z = 4, torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    codes = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=bits)))
-    p = (z @ codes.T).softmax(-1)
-    per_position = -(p * p.log()).sum(-1).mean()
-    mean = p.mean(0)
-    expected = (per_position + (mean * mean.log()).sum()) / bits
-    assert LFQ(bits, entropy_group=4).entropy_loss(z) == pytest.approx(float(expected), abs=1e-5)
-
-
-def test_joint_entropy_sees_bits_that_agree() -> None:
-    """Every bit balanced, but all bits equal: half the codes of a group of two are never used."""
-    same = torch.randn(4000, 1).sign().expand(-1, 2) * 5
-    free = torch.randn(4000, 2).sign() * 5
-    lfq = LFQ(2, entropy_group=2)
-    assert lfq.entropy_loss(same) > lfq.entropy_loss(free) + 0.25
-
-
-def test_entropy_of_a_large_codebook_needs_no_table() -> None:
-    z = torch.randn(1280, 18, requires_grad=True)
-    LFQ(18).entropy_loss(z).backward()
-    assert z.grad is not None and torch.isfinite(z.grad).all() and z.grad.abs().sum() > 0
+def test_inflation_codes_images_as_before_and_still_videos_like_the_image() -> None:
+    model = lively("debug")
+    image = video(1, 16, 16)
+    with torch.no_grad():
+        latents, picture = model._latents(image, Flow()), model.reconstruct(image)
+        still = image.expand(-1, -1, 9, -1, -1)
+        assert (model.reconstruct(still)[:, :, 5:] - picture).abs().max() > 0.1  # before: chance
+        inflate(model)
+        assert torch.allclose(model._latents(image, Flow()), latents, atol=1e-5)
+        assert torch.allclose(model._latents(still, Flow()), latents.expand(-1, 3, -1, -1, -1), atol=1e-5)
+        assert torch.allclose(model.reconstruct(still), picture.expand(-1, -1, 9, -1, -1), atol=1e-4)
 
 
 def test_save_and_load_give_the_same_ids(model: VideoTokenizer, tmp_path) -> None:
     model.save_pretrained(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".md") == ["config.json", "model.safetensors"]
     again = VideoTokenizer.from_pretrained(tmp_path)
-    assert again.config == model.config
+    assert again.config == model.config and isinstance(again.config.dims, tuple)
     assert torch.equal(again.encode(video(5)), model.encode(video(5)))
 
 
-@pytest.mark.parametrize("preset", VIDEO_PRESETS)
-def test_every_preset_builds(preset: str) -> None:
+def test_a_checkpoint_of_another_config_is_refused(model: VideoTokenizer, tmp_path) -> None:
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_latent_blocks": 2}))
+    with pytest.raises(ValueError, match="weights do not fit"):
+        VideoTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dims": [16, 32]}))
+    with pytest.raises(ValueError, match="weights do not fit"):
+        VideoTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k != "decoder.0.bias"}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="weights do not fit"):
+        VideoTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("preset, millions", [("debug", 0.049), ("tiny", 4.6), ("base", 158), ("large", 373)])
+def test_every_preset_builds_at_its_size(preset: str, millions: float) -> None:
+    assert set(VIDEO_PRESETS) == {"debug", "tiny", "base", "large"}
     with torch.device("meta"):
-        VideoTokenizer(video_tokenizer_config(preset))
+        model = VideoTokenizer(video_tokenizer_config(preset))
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)
+    assert model.spatial_stride == 8 and model.temporal_stride == 4
 
 
-def test_bad_input_is_refused(model: VideoTokenizer) -> None:
-    with pytest.raises(ValueError, match=r"expected \[-1, 1\]"):
-        model.encode(torch.full((1, 3, 1, 8, 8), 255.0))
-    with pytest.raises(ValueError, match="NaN"):
-        model.encode(torch.full((1, 3, 1, 8, 8), float("nan")))
-    with pytest.raises(ValueError, match=r"expected \(B, 3, T, H, W\)"):
-        model.encode(torch.zeros(3, 1, 8, 8))
+@pytest.mark.parametrize("overrides", [{"quantizer": "fsq"}, {"quantizer": "bsq"}, {"patch": 1}, {"dims": (8, 16, 32)}])
+def test_other_configs_reconstruct(overrides: dict) -> None:
+    model = lively("debug", **overrides)
+    assert model.reconstruct(video(6)).shape == (1, 3, 6, 16, 24)
+    assert model(video(5, 16, 32)).video.shape == (1, 3, 5, 16, 32)
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (torch.full((1, 3, 1, 8, 8), 255.0), r"span \[255, 255\], expected \[-1, 1\]"),
+        (torch.full((1, 3, 1, 8, 8), float("nan")), "NaN"),
+        (torch.zeros(1, 3, 1, 8, 8, dtype=torch.uint8), "torch.uint8, expected floating point"),
+        (torch.zeros(3, 1, 8, 8), r"expected \(B, 3, T, H, W\)"),
+        (torch.zeros(1, 4, 1, 8, 8), r"expected \(B, 3, T, H, W\)"),
+        (torch.zeros(1, 3, 0, 8, 8), "no empty side"),
+    ],
+)
+def test_bad_video_is_refused(model: VideoTokenizer, bad: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.encode(bad)
+
+
+def test_bad_ids_and_streams_are_refused(model: VideoTokenizer) -> None:
     with pytest.raises(ValueError, match=r"expected \[0, 255\]"):
         model.decode(torch.full((1, 1, 1, 1), 256))
+    with pytest.raises(ValueError, match="expected an integer type"):
+        model.decode(torch.zeros(1, 1, 1, 1))
+    with pytest.raises(ValueError, match="no empty side"):
+        model.decode(torch.zeros(1, 0, 1, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="only the number of frames may change"):
+        list(model.encode_stream([video(5), video(5, 16, 16)]))
+    with pytest.raises(ValueError, match="only the number of latent frames may change"):
+        list(model.decode_stream([torch.zeros(1, 1, 2, 2).long(), torch.zeros(1, 1, 2, 3).long()]))
+    with pytest.raises(ValueError, match="expected 1 \\+ a multiple of 4 frames"):
+        model(video(6))
+    with pytest.raises(ValueError, match="no frames to encode"):
+        list(model.encode_stream([]))
+    with pytest.raises(ValueError, match="no ids to decode"):
+        list(model.decode_stream([]))
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"dims": (16, 20)}, "must be a multiple of 20"),
+        ({"dims": ()}, "at least one width"),
+        ({"bits": 31}, "need 1 to 30"),
+        ({"patch": 0}, "patch=0"),
+        ({"quantizer": "vq"}, "expected one of lfq, bsq, fsq"),
+    ],
+)
+def test_bad_configs_are_refused(overrides: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VideoTokenizerConfig(**overrides)
     with pytest.raises(ValueError, match="unknown video tokenizer preset"):
         video_tokenizer_config("huge")
-    with pytest.raises(ValueError, match="must be a multiple"):
-        video_tokenizer_config("debug", latent_dim=20)
 
 
 def test_one_clip_can_be_overfitted() -> None:

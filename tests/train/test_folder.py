@@ -1,4 +1,4 @@
-"""A folder of media files as a data source: pure draws, captions from where people keep them, bad files passed over."""
+"""Media files as a data source: pure draws, captions from where people keep them, bad files passed over."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from tokenizers_av.clip import Clip, MediaError
+from tokenizers_av.clip import Clip, MediaError, read_clip
 from train.data import MediaSpec, Source, open_source
 from train.data.folder import FolderSource, split_files
 
@@ -94,7 +94,78 @@ def test_a_bad_file_is_reported_once_and_replaced(tmp_path, caplog):
             batch = source.batch(range(start, start + 8), SPEC)
             assert (batch.video.mean((1, 2, 3, 4)) - (200 / 127.5 - 1)).abs().max() < 0.05
     lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 1 and "bad.mp4" in lines[0] and "\n" not in lines[0], lines
+    assert len(lines) == 1 and lines[0].startswith(f"skipped 1 of 2 files, now {tmp_path / 'bad.mp4'}: not a"), lines
+    assert list(source.skipped) == ["bad.mp4"] and source.skipped["bad.mp4"].startswith("not a readable media file")
+
+
+def test_bad_files_are_counted_and_their_majority_is_said_once(tmp_path, caplog):
+    save_clip(tmp_path / "good.png", n_frames=1, level=200)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+    for name in ("a.mp4", "b.jpg", "c.mp4"):
+        (tmp_path / name).write_bytes(b"" if name == "c.mp4" else b"neither film nor picture")
+    for augment in (False, True):
+        caplog.clear()
+        source = FolderSource(tmp_path, augment=augment)
+        with caplog.at_level(logging.WARNING):
+            for k in range(4):
+                assert (source.batch(range(8 * k, 8 * k + 8), SPEC).video > 0.5).all()
+        lines = [record.getMessage() for record in caplog.records]
+        assert set(source.skipped) == {"a.mp4", "b.jpg", "c.mp4", "cut.png"} and all(source.skipped.values())
+        assert [line[:20] for line in lines if "skipped" in line] == [
+            f"skipped {n} of 5 files"[:20] for n in (1, 2, 3, 4)
+        ]
+        assert [("over half of its 5 train files" in line) for line in lines] == [False, False, False, True, False]
+
+
+def test_a_single_file_is_a_folder_of_one(folder):
+    (folder / "long.txt").write_text("a long one")
+    (folder / "deep" / "metadata.jsonl").write_text("what lies deeper does not matter")
+    source = open_source(folder / "long.mp4")
+    assert source.files == open_source(str(folder / "long.mp4"), split="test").files == ["long.mp4"]
+    batch = source.batch([0, 1], SPEC)
+    assert batch.video.shape == (2, 3, 5, 16, 16) and batch.captions == ["a long one"] * 2
+    (folder / "notes.txt").write_text("no film")
+    with pytest.raises(MediaError, match="not a media file by its name"):
+        open_source(folder / "notes.txt")
+
+
+@pytest.mark.parametrize("name", ["still.png", "long.mp4"])
+def test_augmented_samples_are_pure_and_differ(folder, name):
+    source = open_source(folder / name, augment=True)
+    batch = source.batch([3, 4, 5, 6], SPEC)
+    assert batch.video.shape == (4, 3, 5, 16, 16) and batch.video.min() >= -1 and batch.video.max() <= 1
+    again = open_source(folder / name, augment=True).batch([6, 3], SPEC, audio=False)
+    assert torch.equal(batch.video[[3, 0]], again.video)
+    assert torch.equal(batch.video[[3, 0]], source.batch([6, 3], SPEC).video), "the cache changes a sample"
+    plain = open_source(folder / name).batch([3, 4, 5, 6], SPEC)
+    assert torch.equal(batch.audio, plain.audio), "the sound of a window is that of the same index without crops"
+    for i in range(4):
+        assert not torch.equal(batch.video[i], plain.video[i]) and not torch.equal(batch.video[i], batch.video[i - 1])
+
+
+def test_without_augment_an_image_stands_still_and_is_read_once(folder, monkeypatch):
+    from train.data import folder as module
+
+    reads = []
+    monkeypatch.setattr(module, "read_clip", lambda path, **options: reads.append(path) or read_clip(path, **options))
+    source = open_source(folder / "still.png")
+    first, second = source.batch([0], SPEC).video, source.batch([1], SPEC).video
+    expected = read_clip(folder / "still.png", size=16).frames.permute(3, 0, 1, 2) / 127.5 - 1  # (3, 1, H, W)
+    assert torch.allclose(first[0], expected.expand(3, 5, 16, 16), atol=1e-6) and torch.equal(first, second)
+    assert len(reads) == 1
+
+
+def test_a_video_is_cropped_inside_and_alike_in_all_its_frames(tmp_path):
+    ramp = torch.arange(256).expand(32, 256)  # bright to the right: shows where a crop lies
+    Clip(torch.stack([ramp] * 3, -1).expand(8, 32, 256, 3).to(torch.uint8).contiguous(), 8.0).save(
+        tmp_path / "ramp.mp4"
+    )
+    video = open_source(tmp_path, augment=True).batch(range(24), SPEC, audio=False).video
+    assert (video - video[:, :, :1]).abs().max() < 0.06, "a crop of a video stays where it is"
+    across = (video[..., -1] - video[..., 0]).mean((1, 2, 3)) * 127.5 * 16 / 15  # the side of the crop, signed
+    assert ((across.abs() > 14) & (across.abs() < 34)).all() and across.abs().max() - across.abs().min() > 6
+    assert 4 <= (across < 0).sum() <= 20, "about half are mirrored"
+    assert video.mean((1, 2, 3, 4)).std() > 0.2, "crops lie at different places"
 
 
 def test_unusable_folders_are_errors(tmp_path):

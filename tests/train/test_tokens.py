@@ -13,21 +13,40 @@ from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
 from train import tokens
 from train.checkpoint import CheckpointError
 from train.data import MediaBatch, MediaSpec
-from train.tokens import fingerprint, load_tokens, tokenize
+from train.tokens import (
+    TokenSet,
+    Window,
+    collect,
+    fingerprint,
+    fingerprints,
+    load_split,
+    load_tokens,
+    read_notes,
+    shard_path,
+    tokenize,
+    training_tokens,
+    write_shard,
+)
+
+pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 
 SPEC = MediaSpec(n_frames=5, size=16)
+ORIGIN = {"audio_dtype": "int16", "shards": {"clips": 1, "images": 0}}
 
 
-class Noise:
+class NoiseSource:
     """A source whose clip i is noise from seed i; counts what is read."""
 
     len = None
-    split = "train"
 
-    def __init__(self) -> None:
+    def __init__(self, split: str = "train") -> None:
+        self.split = split
         self.read: list[int] = []
+        self.stop_at: int | None = None
 
     def batch(self, indices, spec, *, video=True, audio=True) -> MediaBatch:
+        if self.stop_at in indices:
+            raise KeyboardInterrupt
         self.read += indices
         generators = [torch.Generator().manual_seed(i) for i in indices]
         frames = [torch.rand(3, 1, spec.size, spec.size, generator=g) * 2 - 1 for g in generators]
@@ -51,8 +70,13 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "SHARD", 4)
 
 
-def make(folder: Path, tokenizers, **change) -> Noise:
-    source = Noise()
+@pytest.fixture
+def no_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "has_parquet", lambda: False)
+
+
+def make(folder: Path, tokenizers, source: NoiseSource | None = None, **change) -> NoiseSource:
+    source = source or NoiseSource()
     values = {"n_clips": 6, "n_images": 5, "batch_size": 2, "spec": SPEC, **change}
     tokenize(source, *tokenizers, values.pop("spec"), folder, **values)
     return source
@@ -62,6 +86,25 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def windows(n: int, *, sound=lambda i: True, files: int = 1, shape=(2, 1, 1)) -> list[Window]:
+    """Window i holds the video ids i, i + 1000, ... and the audio id -i."""
+    return [
+        Window(
+            torch.full(shape, i, dtype=torch.int32) + 1000 * torch.arange(shape[0], dtype=torch.int32).view(-1, 1, 1),
+            torch.full((2, 3), -i, dtype=torch.int16) if sound(i) else None,
+            f"clip {i}",
+            f"file {i % files}",
+            i / 2,
+        )
+        for i in range(n)
+    ]
+
+
+def same(a: TokenSet, b: TokenSet) -> bool:
+    sound = a.audio is b.audio or (a.audio is not None and b.audio is not None and torch.equal(a.audio, b.audio))
+    return torch.equal(a.video, b.video) and sound and a.captions == b.captions
+
+
 def test_shards_hold_the_ids_of_the_clips_in_order(tmp_path: Path, tokenizers) -> None:
     source = make(tmp_path, tokenizers)
     assert source.read == list(range(11))  # images are further clips, not those of the videos
@@ -69,44 +112,49 @@ def test_shards_hold_the_ids_of_the_clips_in_order(tmp_path: Path, tokenizers) -
     assert clips.captions == [f"clip {i}" for i in range(6)] and images.captions == [f"clip {i}" for i in range(6, 11)]
     assert clips.video.shape == (6, 2, 2, 2) and images.video.shape == (5, 1, 2, 2) and images.audio is None
     with torch.autocast("cpu", torch.bfloat16):
-        ids = tokenizers[0].encode(Noise().batch([4, 5], SPEC).video)
-        heard = tokenizers[1].encode(Noise().batch([4, 5], SPEC).audio)
+        ids = tokenizers[0].encode(NoiseSource().batch([4, 5], SPEC).video)
+        heard = tokenizers[1].encode(NoiseSource().batch([4, 5], SPEC).audio)
     assert torch.equal(clips.video[4:].long(), ids)
     assert clips.audio is not None
     assert torch.equal(clips.audio[4:].long(), heard)
+    assert (clips.video.dtype, clips.audio.dtype) == (torch.int32, torch.int16)
+
+
+def test_a_set_in_memory_is_the_one_on_disk(tmp_path: Path, tokenizers) -> None:
+    make(tmp_path, tokenizers)
+    assert same(collect(NoiseSource(), *tokenizers, SPEC, range(6), batch_size=2), load_tokens(tmp_path, "clips"))
+    images = collect(NoiseSource(), *tokenizers, replace(SPEC, n_frames=1), range(6, 11), batch_size=2)
+    assert same(images, load_tokens(tmp_path, "images"))
 
 
 def test_a_lost_shard_is_made_again_and_alone(tmp_path: Path, tokenizers) -> None:
     make(tmp_path, tokenizers)
     before = contents(tmp_path)
-    assert len(before) == 5  # two shards of each kind, and what they were made from
-    (tmp_path / "images-00000.safetensors").unlink()
+    assert len(before) == 4  # two shards of each kind
+    (tmp_path / "images-00000.parquet").unlink()
     again = make(tmp_path, tokenizers)
     assert again.read == [6, 7, 8, 9] and contents(tmp_path) == before
     assert make(tmp_path, tokenizers).read == []
 
 
-def test_half_written_shards_are_not_read(tmp_path: Path, tokenizers) -> None:
-    make(tmp_path, tokenizers)
-    before = contents(tmp_path)
-    shard = tmp_path / "clips-00001.safetensors"
-    shard.with_suffix(".new").write_bytes(shard.read_bytes()[:100])
-    shard.unlink()
-    assert len(load_tokens(tmp_path, "clips")) == 4
-    make(tmp_path, tokenizers)
-    assert contents(tmp_path) == before
+def test_processes_make_each_shard_once(tmp_path: Path, tokenizers) -> None:
+    read = [make(tmp_path / "many", tokenizers, rank=rank, world=3).read for rank in range(3)]
+    assert read == [[0, 1, 2, 3, 10], [4, 5], [6, 7, 8, 9]]
+    make(tmp_path / "one", tokenizers)
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
 def test_a_stop_in_the_middle_leaves_whole_shards_only(tmp_path: Path, tokenizers) -> None:
-    class Stopped(Noise):
-        def batch(self, indices, spec, **which):
-            if 4 in indices:
-                raise KeyboardInterrupt
-            return super().batch(indices, spec, **which)
-
+    source = NoiseSource()
+    source.stop_at = 4
     with pytest.raises(KeyboardInterrupt):
-        tokenize(Stopped(), *tokenizers, SPEC, tmp_path, n_clips=6, n_images=0, batch_size=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["clips-00000.safetensors", "made_from.json"]
+        make(tmp_path, tokenizers, source)
+    assert list(contents(tmp_path)) == ["clips-00000.parquet"]
+    with pytest.raises(CheckpointError, match="holds 1 of 2 shards of clips; run"):
+        load_tokens(tmp_path, "clips")
+    (tmp_path / "clips-00001.parquet.new").write_bytes(b"half")
+    make(tmp_path, tokenizers)
+    assert len(load_tokens(tmp_path, "clips")) == 6 and len(contents(tmp_path)) == 4
 
 
 def test_ids_of_another_origin_are_refused(tmp_path: Path, tokenizers) -> None:
@@ -116,13 +164,115 @@ def test_ids_of_another_origin_are_refused(tmp_path: Path, tokenizers) -> None:
     other = VideoTokenizer(video_tokenizer_config("debug")).eval()
     with pytest.raises(CheckpointError, match="another video_tokenizer; choose"):
         make(tmp_path, (other, audio))
-    with pytest.raises(CheckpointError, match="another n_clips, spec"):
+    with pytest.raises(CheckpointError, match=r"another n_clips \(6 there, 7 now\), .*spec.fps \(8.0 there, 4.0 now\)"):
         make(tmp_path, tokenizers, n_clips=7, spec=replace(SPEC, fps=4.0))
+    with pytest.raises(CheckpointError, match=r"another source.split \(train there, test now\)"):
+        make(tmp_path, tokenizers, NoiseSource("test"))
     other.load_state_dict(video.state_dict())
     assert fingerprint(other) == fingerprint(video)
     assert make(tmp_path, (other, audio)).read == []
 
 
-def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+def test_what_a_shard_lacks_is_said(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no clips-\*"):
         load_tokens(tmp_path, "clips")
+    path = shard_path(tmp_path, "clips", 0)
+    write_shard(path, [], ORIGIN)
+    with pytest.raises(CheckpointError, match="its shards of clips have no rows"):
+        load_tokens(tmp_path, "clips")
+    write_shard(path, windows(2, sound=lambda i: False), ORIGIN)
+    with pytest.raises(CheckpointError, match="none of its clips has sound"):
+        load_split(tmp_path)
+    write_shard(path, [*windows(2), *windows(2, shape=(1, 1, 1))], ORIGIN)
+    with pytest.raises(CheckpointError, match=r"video ids differ in shape \(1x1x1 and 2x1x1\)"):
+        load_tokens(tmp_path, "clips")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CheckpointError, match=r"clips-00000.parquet: is damaged"):
+        load_tokens(tmp_path, "clips")
+
+
+def test_rows_without_sound(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    origin = {**ORIGIN, "shards": {"clips": 2}}
+    for number in range(2):
+        write_shard(shard_path(tmp_path, "clips", number), windows(5, sound=lambda i: i % 2), origin)
+    every, (loud, held_out) = load_tokens(tmp_path, "clips"), load_split(tmp_path)
+    assert every.audio is None and every.video[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4] * 2
+    assert held_out.captions == ["clip 1"] and loud.video[:, 1, 0, 0].tolist() == [1003, 1001, 1003]
+    assert loud.audio is not None
+    assert loud.audio[:, 1, 2].tolist() == [-3, -1, -3]
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
+        "6 of 10 clips have no sound and are left out"
+    ]
+
+
+@pytest.mark.parametrize("n_files", [3, 60])
+def test_splits_are_apart_and_complete(tmp_path: Path, n_files: int) -> None:
+    write_shard(shard_path(tmp_path, "clips", 0), windows(180, files=n_files), ORIGIN)
+    train, test = (clips.video[:, 0, 0, 0].tolist() for clips in load_split(tmp_path))
+    assert sorted(train + test) == list(range(180)) and 0 < len(test) < 40
+    if n_files == 60:  # whole files
+        assert not {i % 60 for i in train} & {i % 60 for i in test}
+
+
+def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
+    path = shard_path(tmp_path, "clips", 0)
+    write_shard(path, windows(3, sound=lambda i: i < 2, files=2), ORIGIN, [("bad.mp4", "is broken")])
+    assert pq.read_table(path).to_pylist()[1:] == [
+        {"file_name": "file 1", "start": 0.5, "caption": "clip 1", "video": [1, 1001], "video_shape": [2, 1, 1],
+         "audio": [-1] * 6, "audio_shape": [2, 3]},
+        {"file_name": "file 0", "start": 1.0, "caption": "clip 2", "video": [2, 1002], "video_shape": [2, 1, 1],
+         "audio": None, "audio_shape": None},
+    ]  # fmt: skip
+    assert read_notes(path) == (3, ORIGIN, [("bad.mp4", "is broken")])
+
+
+@pytest.mark.filterwarnings("default")
+def test_datasets_reads_the_shards(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    write_shard(shard_path(tmp_path, "clips", 0), windows(3, sound=bool), ORIGIN)
+    write_shard(shard_path(tmp_path, "clips", 1), windows(3), ORIGIN)
+    rows = datasets.load_dataset("parquet", data_files=f"{tmp_path}/clips-*.parquet", split="train",
+                                 cache_dir=str(tmp_path / "cache"))  # fmt: skip
+    assert rows["caption"][:] == ["clip 0", "clip 1", "clip 2"] * 2
+    assert torch.tensor(rows[2]["video"]).view(rows[2]["video_shape"]).shape == (2, 1, 1)
+    assert rows[0]["audio"] is None and rows[3]["audio"] == [0] * 6
+
+
+def test_training_tokens_from_a_source_on_disk_and_in_memory(
+    tmp_path: Path, tokenizers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts, waits = {"n_clips": 6, "n_images": 5, "n_test": 2}, []
+    disk = training_tokens(tmp_path, NoiseSource, *tokenizers, SPEC, **counts, wait=lambda: waits.append(1))
+    assert waits == [1] and len(disk.clips) == 6 and len(disk.images) == 5 and len(disk.held_out) == 2
+    assert disk.images.video.shape[1] == 1
+    monkeypatch.setattr(tokens, "has_parquet", lambda: False)
+    capsys.readouterr()
+    memory = training_tokens(tmp_path / "other", NoiseSource, *tokenizers, SPEC, **counts)
+    assert capsys.readouterr().err == "pyarrow is not installed: the ids are made in memory and not kept\n"
+    assert not (tmp_path / "other").exists()
+    assert all(same(getattr(memory, name), getattr(disk, name)) for name in ("clips", "images", "held_out"))
+    share = training_tokens(tmp_path / "other", NoiseSource, *tokenizers, SPEC, **counts, rank=1, world=2)
+    assert share.clips.captions == memory.clips.captions[1::2] and len(share.held_out) == 2
+    assert not capsys.readouterr().err
+
+
+def test_training_tokens_from_a_folder_of_media(tmp_path: Path, tokenizers) -> None:
+    def unwanted(split: str) -> NoiseSource:
+        raise AssertionError("the source is not needed")
+
+    def load(spec: MediaSpec = SPEC):
+        return training_tokens(tmp_path, unwanted, *tokenizers, spec, n_clips=9, n_images=9, n_test=9)
+
+    origin = {"spec": vars(SPEC), **fingerprints(*tokenizers), "shards": {"clips": 1, "images": 1}}
+    write_shard(shard_path(tmp_path, "clips", 0), windows(40, sound=lambda i: i > 9, files=40), origin)
+    got = load()
+    assert len(got.clips) + len(got.held_out) == 30 and not set(got.clips.captions) & set(got.held_out.captions)
+    assert torch.equal(got.images.video, got.clips.video[:, :1]) and got.images.audio is None
+    stills = windows(3, sound=lambda i: False, shape=(1, 1, 1))
+    write_shard(shard_path(tmp_path, "images", 0), stills, origin)
+    assert len(load().images) == 3
+    with pytest.raises(CheckpointError, match=r"another spec.size \(16 there, 32 now\)"):
+        load(replace(SPEC, size=32))
+    write_shard(shard_path(tmp_path, "images", 0), stills, {**origin, "video_tokenizer": "other"})
+    with pytest.raises(CheckpointError, match="another video_tokenizer"):
+        load()

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+QUANTIZERS = ("lfq", "bsq", "fsq")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoTokenizerConfig:
-    """A causal 3-D autoencoder with one bit per latent channel.
+    """A causal 3-D autoencoder. Space is reduced by `patch` and then by 2 from each of `dims` to the next; time by 4,
+    late (MAGVIT-v2 §3.2): in two steps of 2 at the latent height and width."""
 
-    Space is reduced by `patch` and then once by 2; time by 4, late, in two steps of 2.
-    """
-
-    bits: int = 12  # latent channels = log2 of the codebook size
-    patch: int = 4  # pixels folded into channels before the first convolution
-    dim: int = 96  # channels at 1/patch of the height and width
-    latent_dim: int = 192  # channels at the latent height and width
-    n_blocks: int = 2  # residual blocks at 1/patch, in the encoder and in the decoder
-    n_latent_blocks: int = 2  # residual blocks at the latent height and width, per temporal resolution
-    entropy_group: int = 6  # bits whose joint entropy is kept high together
+    quantizer: str = "lfq"  # one of QUANTIZERS
+    bits: int = 12  # log2 of the codebook size; for LFQ and BSQ the number of latent channels
+    patch: int = 4  # pixels folded into channels before the first convolution; 1 folds none
+    dims: tuple[int, ...] = (96, 192)  # channels at 1/patch of the height and width, at half of that, ...
+    n_blocks: int = 2  # residual blocks at each height and width above the latent one
+    n_time_blocks: int = 1  # residual blocks at the latent height and width, at full and at half frame rate
+    n_latent_blocks: int = 2  # residual blocks at the latent height, width and frame rate
+    entropy_group: int = 6  # bits whose joint entropy is kept high together (LFQ, BSQ)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dims", tuple(self.dims))  # a list where it comes from JSON
+        if self.quantizer not in QUANTIZERS:
+            raise ValueError(f"quantizer={self.quantizer!r}: expected one of {', '.join(QUANTIZERS)}")
         if not 1 <= self.bits <= 30:
             raise ValueError(f"bits={self.bits}: need 1 to 30")
-        for name in ("patch", "dim", "latent_dim", "entropy_group"):
+        if not self.dims or min(self.dims) < 1:
+            raise ValueError(f"dims={self.dims}: need at least one width, each at least 1")
+        for name in ("patch", "n_blocks", "n_time_blocks", "n_latent_blocks", "entropy_group"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: need at least 1")
-        if (4 * self.dim) % self.latent_dim:
-            raise ValueError(f"latent_dim={self.latent_dim}: 4 * dim = {4 * self.dim} must be a multiple of it")
+        for wide, narrow in zip(self.dims[1:], self.dims, strict=False):
+            if (4 * narrow) % wide:
+                raise ValueError(f"dims={self.dims}: 4 * {narrow} must be a multiple of {wide}")
 
     @property
     def codebook_size(self) -> int:
@@ -35,20 +43,24 @@ class VideoTokenizerConfig:
 
     @property
     def spatial_stride(self) -> int:
-        return 2 * self.patch
+        return self.patch << (len(self.dims) - 1)
 
     @property
     def temporal_stride(self) -> int:
         return 4
 
 
-VIDEO_PRESETS: dict[str, dict] = {
-    "debug": {"bits": 8, "dim": 16, "latent_dim": 16, "n_blocks": 1, "n_latent_blocks": 1, "entropy_group": 4},
-    "tiny": {"bits": 12, "dim": 96, "latent_dim": 192},
-}
+VIDEO_PRESETS: dict[str, dict[str, Any]] = {
+    "debug": {"bits": 8, "dims": (16, 16), "n_blocks": 1, "n_latent_blocks": 1, "entropy_group": 4},
+    "tiny": {},
+    # the paper's codebook, compression and two published sizes (158M and 370M parameters; 2310.05737)
+    "base": {"bits": 18, "patch": 2, "dims": (192, 384, 768), "n_blocks": 2, "n_time_blocks": 2, "n_latent_blocks": 6},
+    "large": {"bits": 18, "patch": 2, "dims": (256, 512, 1024), "n_blocks": 4, "n_time_blocks": 3,
+              "n_latent_blocks": 7},
+}  # fmt: skip
 
 
-def video_tokenizer_config(preset: str, **overrides: int) -> VideoTokenizerConfig:
+def video_tokenizer_config(preset: str, **overrides: Any) -> VideoTokenizerConfig:
     """The config of a named preset with some fields replaced; raises ValueError for an unknown name."""
     if preset not in VIDEO_PRESETS:
         raise ValueError(f"unknown video tokenizer preset {preset!r}, expected one of {sorted(VIDEO_PRESETS)}")
@@ -67,3 +79,10 @@ def n_decoded_frames(n_latent: int, temporal_stride: int = 4) -> int:
     if n_latent < 1:
         raise ValueError(f"n_latent={n_latent}: need at least 1")
     return 1 + temporal_stride * (n_latent - 1)
+
+
+def nearest_n_frames(n_frames: int, temporal_stride: int = 4) -> int:
+    """The length nearest to `n_frames` >= 1 that fills its groups, 1 + a multiple of the stride; of two, the longer."""
+    if n_frames < 1:
+        raise ValueError(f"n_frames={n_frames}: need at least 1")
+    return 1 + (n_frames - 1 + temporal_stride // 2) // temporal_stride * temporal_stride

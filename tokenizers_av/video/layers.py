@@ -1,16 +1,42 @@
 """Causal space-time layers in one memory layout, (B, T, H, W, C), so that no operation has to move data first.
 
-Every layer is causal in time: frame t of the output depends on frames <= t of the input. Norms act over the channels of
-one position. Parameter-free shortcuts round the resampling stages (DC-AE, arXiv:2410.10733) and residual branches that
-start at zero are what makes the autoencoder converge.
+Every layer is causal in time: frame t of the output depends on frames <= t of the input. A clip may come in chunks,
+with a `Flow` that carries what the layers must remember; chunk by chunk then equals the whole. Norms act over the
+channels of one position. Parameter-free shortcuts round the resampling stages (DC-AE, arXiv:2410.10733) and residual
+branches that start at zero are what makes the autoencoder converge.
 """
-# Shapes: B batch, T frames, H W height and width, C channels (last)
+# Shapes: B batch, T frames, H W height and width, C channels (last), t h w latent frames, height and width
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+@dataclass
+class Flow:
+    """What goes along with a clip, or with the next chunk of one, through causal layers."""
+
+    code: Tensor | None = None  # (B, t, h, w, C) the quantized latents the chunk is decoded from
+    first: bool = True  # whether the chunk begins the clip
+    tails: dict[nn.Module, Tensor] | None = None  # the last frames each temporal convolution saw; None for whole clips
+
+
+class Causal(nn.Module):
+    """A layer that needs the `Flow`: forward(x, flow)."""
+
+
+class CausalSequential(nn.ModuleList):
+    """Layers one after another; those that are `Causal` get the flow."""
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        """(B, T, H, W, C) -> what the last layer gives."""
+        for layer in self:
+            x = layer(x, flow) if isinstance(layer, Causal) else layer(x)
+        return x
 
 
 def space_to_depth(x: Tensor, r: int) -> Tensor:
@@ -55,17 +81,25 @@ class SpatialConv(nn.Module):
         return y.permute(0, 2, 3, 1).unflatten(0, (B, T))
 
 
-class TemporalConv(nn.Linear):
+class TemporalConv(Causal):
     """Causal convolution over three frames as one matrix product; before the first frame there are zeros."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__(3 * c_in, c_out)
+        super().__init__()
+        bound = (3 * c_in) ** -0.5
+        self.weight = nn.Parameter(torch.empty(c_out, 3 * c_in).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(c_out))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
         """(B, T, H, W, c_in) -> (B, T, H, W, c_out)."""
         T = x.shape[1]
-        past = F.pad(x, (0, 0, 0, 0, 0, 0, 2, 0))
-        return super().forward(torch.cat([past[:, :T], past[:, 1 : T + 1], x], dim=-1))
+        if flow.tails is None or flow.first:
+            whole = F.pad(x, (0, 0, 0, 0, 0, 0, 2, 0))
+        else:
+            whole = torch.cat([flow.tails[self], x], dim=1)
+        if flow.tails is not None:
+            flow.tails[self] = whole[:, T:].clone()  # a view would keep all of the chunk alive
+        return F.linear(torch.cat([whole[:, :T], whole[:, 1 : T + 1], x], dim=-1), self.weight, self.bias)
 
 
 class ChannelNorm(nn.RMSNorm):
@@ -79,20 +113,50 @@ class ChannelNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
-class ResidualBlock(nn.Module):
-    """x + temporal(silu(spatial(norm(x)))); the branch is zero at the start."""
+class AdaptiveNorm(Causal):
+    """A norm scaled and shifted by the quantized latent that covers the position (MAGVIT-v2 §3.2, adaptive norm).
 
-    def __init__(self, dim: int) -> None:
+    Different from the paper: one scale and shift for each latent position rather than for the whole frame, so that it
+    does not depend on the frame's size. It starts as a plain norm.
+    """
+
+    def __init__(self, dim: int, code_dim: int) -> None:
         super().__init__()
-        self.norm = ChannelNorm(dim)
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.modulation = nn.Linear(code_dim, 2 * dim)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        """(B, T, H, W, dim) -> the same shape; H and W are multiples of those of flow.code."""
+        assert flow.code is not None
+        B, T, H, W, C = x.shape
+        t, h, w = flow.code.shape[1:4]
+        modulation = self.modulation(flow.code).view(B, t, h, 1, w, 1, 2 * C)
+        if t != T:  # frames per latent frame; the first latent frame of a clip is one frame
+            stride = (T - 1) // (t - 1) if flow.first else T // t
+            frame = torch.arange(T, device=x.device)
+            modulation = modulation[:, (frame + stride - 1) // stride if flow.first else frame // stride]
+        scale, shift = modulation.chunk(2, dim=-1)
+        y = F.rms_norm(x, (C,), self.weight.to(x.dtype), eps=1e-6).view(B, T, h, H // h, w, W // w, C)
+        return (y * (1 + scale) + shift).view(B, T, H, W, C)
+
+
+class ResidualBlock(Causal):
+    """x + temporal(silu(spatial(norm(x)))); the branch is zero at the start. With `code_dim` the norm is adaptive."""
+
+    def __init__(self, dim: int, code_dim: int | None = None) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(dim) if code_dim is None else AdaptiveNorm(dim, code_dim)
         self.spatial = SpatialConv(dim, dim)
         self.temporal = TemporalConv(dim, dim)
         nn.init.zeros_(self.temporal.weight)
         nn.init.zeros_(self.temporal.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
         """(B, T, H, W, dim) -> the same shape."""
-        return x + self.temporal(F.silu(self.spatial(self.norm(x))))
+        y = self.norm(x, flow) if isinstance(self.norm, AdaptiveNorm) else self.norm(x)
+        return x + self.temporal(F.silu(self.spatial(y)), flow)
 
 
 class SpatialDown(nn.Module):
@@ -122,29 +186,31 @@ class SpatialUp(nn.Module):
         return depth_to_space(self.conv(x) + match_channels(x, 4 * self.c_out), 2)
 
 
-class TemporalDown(nn.Module):
-    """1 + 2n frames -> 1 + n: the first frame by itself, then each pair, beside the pair's mean."""
+class TemporalDown(Causal):
+    """Two frames become one, beside their mean; the first of a clip stands twice: 1 + 2n frames -> 1 + n."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.conv = nn.Linear(2 * dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 1 + 2n, H, W, dim) -> (B, 1 + n, H, W, dim)."""
-        x = torch.cat([x[:, :1], x], dim=1)
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        """(B, 1 + 2n, H, W, dim) -> (B, 1 + n, H, W, dim); later chunks (B, 2n, ...) -> (B, n, ...)."""
+        if flow.first:
+            x = torch.cat([x[:, :1], x], dim=1)
         even, odd = x[:, ::2], x[:, 1::2]
         return self.conv(torch.cat([even, odd], dim=-1)) + (even + odd) / 2
 
 
-class TemporalUp(nn.Module):
-    """1 + n frames -> 1 + 2n: each becomes two, beside its repetition; the first of all is dropped (MAGVIT-v2 §3.2)."""
+class TemporalUp(Causal):
+    """One frame becomes two, beside its repetition; the first of all is dropped (MAGVIT-v2 §3.2): 1 + n -> 1 + 2n."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.conv = nn.Linear(dim, 2 * dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 1 + n, H, W, dim) -> (B, 1 + 2n, H, W, dim)."""
+    def forward(self, x: Tensor, flow: Flow) -> Tensor:
+        """(B, 1 + n, H, W, dim) -> (B, 1 + 2n, H, W, dim); later chunks (B, n, ...) -> (B, 2n, ...)."""
         B, T, H, W, C = x.shape
         y = self.conv(x).view(B, T, H, W, 2, C) + x.unsqueeze(-2)
-        return y.permute(0, 1, 4, 2, 3, 5).reshape(B, 2 * T, H, W, C)[:, 1:]
+        y = y.permute(0, 1, 4, 2, 3, 5).reshape(B, 2 * T, H, W, C)
+        return y[:, 1:] if flow.first else y

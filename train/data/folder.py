@@ -9,17 +9,21 @@ import json
 import logging
 import os
 import random
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_av.clip import Clip, ClipReader, MediaError, read_clip
-from tokenizers_av.media_formats import AUDIO_SUFFIXES, INPUT_SUFFIXES
+from tokenizers_av.media_formats import AUDIO_SUFFIXES, IMAGE_SUFFIXES, INPUT_SUFFIXES
+from train.data.motion import cut, fixed_crop
 from train.data.source import SPLITS, MediaBatch, MediaSpec
+from train.data.stills import KEPT, Cache, Still, moving_still, read_still
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +34,7 @@ MAX_TRIES = 100  # files drawn for one sample before giving up
 
 
 class FolderSource:
-    """Random windows of the media files under a folder, however deep.
+    """Random windows of the media files under a folder, however deep; a single media file is a folder of one.
 
     Captions come from `metadata.jsonl` or `metadata.csv` (a `file_name` column relative to it, and `text` or `caption`:
     the convention of the `datasets` library), else from a .txt file of the same name beside the media file, else they
@@ -42,23 +46,39 @@ class FolderSource:
     Sample i is a pure function of (seed, split, i) and the files. A short file is stretched by its last frame and by
     silence, an image stands still, a video without sound is silent. Files that lack what is asked for are not drawn:
     sound files where `video=True`, silent ones where only sound is wanted. A file that cannot be read is reported once
-    and another takes its place. Raises MediaError where the folder is missing or has no usable media.
+    and kept in `skipped` (name -> reason), and another takes its place.
+
+    `augment` is for learning pictures, not what captions say of them (a mirrored ball rolls the other way): a video is
+    cropped at random to between half and all of its shorter side, an image becomes a clip of a crop that drifts and
+    zooms, both are mirrored half of the time, and transparent images lie on a plain colour at random instead of white.
+
+    Raises MediaError where the folder is missing or has no usable media.
     """
 
-    def __init__(self, path: str | Path, split: str = "train", seed: int = 0) -> None:
+    def __init__(self, path: str | Path, split: str = "train", seed: int = 0, augment: bool = False) -> None:
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
         self.root = Path(path)
-        if not self.root.is_dir():
-            raise MediaError(f"{self.root}: no such folder; give a folder of media files")
-        self.split, self.seed = split, seed
+        self.split, self.seed, self.augment = split, seed, augment
         self.len: int | None = None  # windows are drawn at random: any index >= 0 is valid
-        found = sorted(_media_files(self.root))
+        if self.root.is_file():
+            self.root, found = self.root.parent, [self.root.name]
+            if Path(path).suffix.lower() not in INPUT_SUFFIXES:
+                raise MediaError(f"{path}: not a media file by its name; known are {' '.join(INPUT_SUFFIXES)}")
+            self._captions = read_captions(self.root, deep=False)
+        elif self.root.is_dir():
+            found = sorted(_media_files(self.root))
+            self._captions = read_captions(self.root)
+        else:
+            raise MediaError(f"{self.root}: no such folder; give a folder of media files")
         if not found:
             raise MediaError(f"{self.root}: no media files in it; known are {' '.join(INPUT_SUFFIXES)}")
         self.files = split_files(found, split)
-        self._captions = read_captions(self.root)
+        self.skipped: dict[str, str] = {}  # files that could not be read so far -> why
         self._unusable: set[tuple[str, bool]] = set()  # (file, whether a picture was wanted)
+        self._lock = threading.Lock()  # of the two above
+        self._moving: Cache[Still] = Cache(lambda still: still.n_bytes)
+        self._standing: Cache[Clip] = Cache(lambda clip: 3 * clip.n_frames * clip.height * clip.width)
 
     def __repr__(self) -> str:
         return f"FolderSource({str(self.root)!r}, split={self.split!r}, seed={self.seed}): {len(self.files)} files"
@@ -97,29 +117,48 @@ class FolderSource:
             name, place = self.files[draw.randrange(len(self.files))], draw.random()
             if (name, video) in self._unusable:
                 continue
+            look = random.Random(f"{self.seed}/{self.split}/{index}/look")  # apart: tries must not depend on it
             try:
-                return self._window(name, place, spec, video, audio), self.caption(name)
+                return self._window(name, place, look, spec, video, audio), self.caption(name)
             except _Lacking:
-                self._unusable.add((name, video))
+                self._pass_over(name, video)
             except MediaError as error:
-                if (name, video) not in self._unusable:
-                    self._unusable.add((name, video))
-                    log.warning("skipped: %s", error)
+                self._pass_over(name, video, error)
         what = "picture" if video else "sound"
         raise MediaError(f"{self.root}: none of its {len(self.files)} {self.split} files has a readable {what}")
 
-    def _window(self, name: str, place: float, spec: MediaSpec, video: bool, audio: bool) -> Clip:
+    def _pass_over(self, name: str, video: bool, error: MediaError | None = None) -> None:
+        """Draw a file no more, and say why where it is damaged."""
+        n = len(self.files)
+        with self._lock:
+            if (name, video) in self._unusable:
+                return
+            self._unusable.add((name, video))
+            if error is not None and name not in self.skipped:
+                self.skipped[name] = str(error).removeprefix(f"{self.root / name}: ")
+                log.warning("skipped %d of %d files, now %s", len(self.skipped), n, error)
+            n_unusable = sum(wanted == video for _, wanted in self._unusable)
+            if n_unusable == n // 2 + 1 and n_unusable < n:
+                what = "picture" if video else "sound"
+                log.warning("%s: over half of its %d %s files have no readable %s; going on with the rest",
+                            self.root, n, self.split, what)  # fmt: skip
+
+    def _window(self, name: str, place: float, look: random.Random, spec: MediaSpec, video: bool, audio: bool) -> Clip:
         path = self.root / name
         if video and path.suffix.lower() in AUDIO_SUFFIXES:
             raise _Lacking(name)
+        if video and path.suffix.lower() in IMAGE_SUFFIXES:
+            return self._image(path, look, spec)
         with ClipReader(path) as reader:
             if not (reader.has_video if video else reader.has_audio):
                 raise _Lacking(name)
-            room = 0.0 if reader.info.is_image else max(0.0, (reader.seconds or 0.0) - spec.seconds)
+            room = max(0.0, (reader.seconds or 0.0) - spec.seconds)
             audio = audio and reader.has_audio
         start = place * room
         while True:
             try:
+                if video and self.augment:
+                    return cropped_clip(path, look, spec, start, audio)
                 return read_clip(
                     path,
                     fps=spec.fps,
@@ -135,6 +174,31 @@ class FolderSource:
                 if start == 0:
                     raise
                 start = 0.0  # the file is shorter than it says: whether it is usable must not depend on the draw
+
+    def _image(self, path: Path, look: random.Random, spec: MediaSpec) -> Clip:
+        """A clip of one frame, or with `augment` of a moving crop."""
+        if self.augment:
+            still = self._moving.get((path, spec.size), lambda: read_still(path, KEPT * spec.size))
+            return moving_still(still, look, spec)
+        return self._standing.get((path, spec.size), lambda: read_clip(path, fps=spec.fps, size=spec.size))
+
+
+def cropped_clip(path: Path, look: random.Random, spec: MediaSpec, start: float, audio: bool) -> Clip:
+    """A window of a video, cropped at random to the size asked for and mirrored or not; raises MediaError."""
+    from PIL import Image
+
+    frames, samples, crop, flip = [], [], None, look.random() < 0.5
+    with ClipReader(
+        path, fps=spec.fps, start=start, n_frames=spec.n_frames, sample_rate=spec.sample_rate, audio=audio
+    ) as reader:
+        for part in reader.windows(n_frames=1):  # at their full size, one at a time
+            assert part.frames is not None
+            crop = crop or fixed_crop(look, part.height, part.width, spec.size)
+            frames.append(cut(Image.fromarray(part.frames[0].numpy()), [crop], spec.size, flip)[0])
+            if part.samples is not None:
+                samples.append(part.samples)
+    sound = torch.cat(samples) if samples else None
+    return Clip(torch.from_numpy(np.stack(frames)), spec.fps, sound, spec.sample_rate)
 
 
 class _Lacking(Exception):
@@ -158,10 +222,14 @@ def split_files(names: list[str], split: str) -> list[str]:
     return [name for name in names if (name in test) == (split == "test")] or names
 
 
-def read_captions(root: Path) -> dict[str, str]:
-    """Captions by path inside the folder, from all metadata.jsonl and metadata.csv in it; raises MediaError."""
+def read_captions(root: Path, deep: bool = True) -> dict[str, str]:
+    """Captions by path inside the folder, from the metadata.jsonl and metadata.csv in it (`deep`: or in folders of it).
+
+    Raises MediaError.
+    """
     captions = {}
-    for file in sorted([*root.rglob("metadata.csv"), *root.rglob("metadata.jsonl")]):
+    within = "**/" if deep else ""
+    for file in sorted([*root.glob(f"{within}metadata.csv"), *root.glob(f"{within}metadata.jsonl")]):
         for number, row in _rows(file):
             name = row.get("file_name")
             if not isinstance(name, str) or not name:

@@ -65,16 +65,38 @@ class Source(Protocol):
     ) -> MediaBatch: ...
 
 
-def open_source(data: str | Path, split: str = "train", device: Any = "cpu", seed: int = 0) -> Source:
-    """Open "playground" (the built-in world) or a folder of media files; raises ValueError for anything else."""
+def open_source(
+    data: str | Path | Sequence[str | Path],
+    split: str = "train",
+    device: Any = "cpu",
+    seed: int = 0,
+    weights: Sequence[float] | None = None,
+    augment: bool = False,
+) -> Source:
+    """Open "playground" (the built-in world), a folder of media files, a media file, or several of these as a Mixture.
+
+    `weights` are the shares of several. `augment` crops and mirrors what comes from files at random, see FolderSource.
+    Raises ValueError for anything else.
+    """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
+    names = [data] if isinstance(data, str | Path) else list(data)
+    if len(names) != 1 or weights is not None:
+        from train.data.mixture import Mixture, check_weights
+
+        check_weights(weights, len(names))  # before folders are searched
+        sources = [_open_one(name, split, device, seed, augment) for name in names]
+        return Mixture(sources, weights, split, seed, device)
+    return _open_one(names[0], split, device, seed, augment)
+
+
+def _open_one(data: str | Path, split: str, device: Any, seed: int, augment: bool) -> Source:
     if str(data) == "playground":
         from train.data.playground import Playground
 
         return Playground(split=split, seed=seed, device=device)
-    if not Path(data).is_dir():
-        raise ValueError(f"data={str(data)!r}: no such folder; give a folder of media files, or 'playground'")
+    if not Path(data).exists():
+        raise ValueError(f"data={str(data)!r}: no such folder or file; give media files, or 'playground'")
     from train.data.folder import FolderSource
 
-    return FolderSource(data, split=split, seed=seed)
+    return FolderSource(data, split=split, seed=seed, augment=augment)

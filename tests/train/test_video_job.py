@@ -1,0 +1,147 @@
+"""Training of the video tokenizer: what it is told, both players of the adversarial game, and where it starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
+from train.checkpoint import load_weights
+from train.cli import main
+from train.data import MediaSpec, open_source
+from train.loop import LoopConfig, fit
+from train.stages import Options, VideoOptions, train_video_tokenizer
+from train.video_tokenizer import VideoTokenizerJob
+from train.video_training import VideoTraining
+
+GAME = VideoTraining(adversarial_weight=0.5, adversarial_from=0.0, r1_every=1, discriminator_dims=(8, 8))
+
+
+def make_job(training: VideoTraining = GAME, seed: int = 0) -> VideoTokenizerJob:
+    torch.manual_seed(0)
+    tokenizer = VideoTokenizer(video_tokenizer_config("debug"))
+    return VideoTokenizerJob(tokenizer, open_source("playground"), open_source("playground", "test"),
+                             MediaSpec(n_frames=5, size=16), batch_size=2, seed=seed, training=training)  # fmt: skip
+
+
+def test_neither_player_sends_a_gradient_into_the_other() -> None:
+    job = make_job()
+    critic = job.model.discriminator
+    assert critic is not None
+    for p in critic.parameters():
+        torch.nn.init.normal_(p, std=0.2)  # it starts at zero
+    batch = job.batch(0, 0, 1, 0.5)
+    video = batch.clone().requires_grad_()
+    torch.manual_seed(0)
+    loss, metrics = job._adversarial(video, batch, 0.5)
+    loss.backward()
+    assert {"g_adversarial", "d_real", "d_fake"} <= metrics.keys()
+    assert video.grad is not None and video.grad.abs().max() > 0
+    ours = [p.grad.clone() for p in critic.parameters() if p.grad is not None]
+    assert len(ours) == len(list(critic.parameters()))
+    critic.zero_grad()
+    from train.adversarial import discriminator_loss, r1_penalty
+
+    alone = discriminator_loss(critic(batch), critic(video.detach()))
+    (alone + GAME.r1_weight * r1_penalty(critic, batch)).backward()
+    for mine, p in zip(ours, critic.parameters(), strict=True):
+        torch.testing.assert_close(mine, p.grad, rtol=1e-3, atol=1e-5)
+    assert all(p.requires_grad for p in critic.parameters())
+
+
+def test_a_stopped_game_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole = make_job()
+    fit(whole, tmp_path / "whole", LoopConfig(steps=4, n_evaluate=1), device="cpu")
+    for steps_so_far in (2, 4):
+        job = make_job()
+        if steps_so_far == 2:
+            batch, seen = job.batch, []
+
+            def stop_after_two(step, rank, world, progress, batch=batch, seen=seen):
+                if step == 2:
+                    raise KeyboardInterrupt
+                return batch(step, rank, world, progress)
+
+            job.batch = stop_after_two  # type: ignore[method-assign]
+            with pytest.raises(KeyboardInterrupt):
+                fit(job, tmp_path / "parts", LoopConfig(steps=4, n_evaluate=1, save_every=0.0), device="cpu")
+        else:
+            fit(job, tmp_path / "parts", LoopConfig(steps=4, n_evaluate=1), resume=True, device="cpu")
+    for (name, a), b in zip(whole.model.state_dict().items(), job.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert any(k.startswith("discriminator.") for k in load_weights(tmp_path / "parts/train/checkpoint", "model"))
+
+
+def test_image_and_video_batches_are_mixed_by_share() -> None:
+    job = make_job(VideoTraining(image_share=0.5, images_per_clip=3))
+    shapes = [tuple(job.batch(step, 0, 1, 0.0).shape) for step in range(40)]
+    assert set(shapes) == {(2, 3, 5, 16, 16), (6, 3, 1, 16, 16)}
+    assert 10 < sum(s[2] == 1 for s in shapes) < 30
+    assert torch.equal(job.batch(7, 0, 1, 0.0), make_job(job.training).batch(7, 0, 1, 0.0))
+
+
+def test_the_entropy_weight_falls_to_its_value() -> None:
+    plain, boosted = (make_job(VideoTraining(entropy_boost=b, soft_share=0.5)) for b in (1.0, 3.0))
+    batch = plain.batch(0, 0, 1, 0.0)
+    for progress, factor in ((0.0, 2.0), (0.25, 1.0), (0.5, 0.0)):  # what is added to the weight, of the weight
+        losses = []
+        for job in (plain, boosted):
+            torch.manual_seed(1)
+            losses.append(job.loss(job.model, batch, progress))
+        entropy = losses[0][1]["entropy"]
+        assert float((losses[1][0] - losses[0][0]).detach()) == pytest.approx(factor * 0.3 * float(entropy), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("images") / "v"
+    words = ["video-tokenizer", "--preset", "debug", "--steps", "2", "--image-share", "1", "--device", "cpu"]
+    assert main([*words, "--adversarial-weight", "0.1", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_training_starts_from_another_inflated_or_not(image_model: Path, tmp_path: Path) -> None:
+    options = Options(preset="debug", steps=1, device="cpu")
+    first = VideoTokenizer.from_pretrained(image_model)
+    for inflate in (False, True):
+        out = tmp_path / str(inflate)
+        train_video_tokenizer(out, options, VideoOptions(init=image_model, inflate=inflate, adversarial_weight=0.1))
+        begun = load_weights(out / "train/checkpoint", "average")  # after one step at the lowest learning rate
+        key = "tokenizer.encoder.1.temporal.weight"
+        past = begun[key][:, :32]
+        near = (past - first.state_dict()["encoder.1.temporal.weight"][:, :32]).abs().max() < 1e-2
+        assert near if not inflate else past.abs().max() < 1e-2
+        critic = load_weights(image_model / "train/checkpoint", "model")["discriminator.stem.weight"]
+        assert (begun["discriminator.stem.weight"] - critic).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--inflate"], "--inflate needs --init"),
+        (["--init", "/nowhere"], "no video tokenizer there"),
+        (["--init", "IMAGES", "--quantizer", "bsq"], "has quantizer=lfq, the preset bsq"),
+        (["--init", "IMAGES", "--preset", "tiny"], "the preset (96, 192)"),
+        (["--image-share", "2"], "image_share=2.0: need 0 to 1"),
+        (["--data", "playground", "--data-weights", "1", "2"], "weights"),
+        (["--perceptual", "/nowhere/net"], "/nowhere/net"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(
+    words: list[str], message: str, image_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(image_model) if w == "IMAGES" else w for w in words]
+    assert main(["video-tokenizer", "--preset", "debug", "--out", str(tmp_path / "x"), *words]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_resolved_config_is_printed_first(image_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["--preset", "debug", "--steps", "1", "--quantizer", "fsq", "--device", "cpu", "--out", str(tmp_path / "f")]
+    assert main(["video-tokenizer", *words]) == 0
+    config = json.loads(capsys.readouterr().err.splitlines()[0])
+    assert config["model"]["quantizer"] == "fsq" and config["training"]["lr"] == 2.5e-3
+    assert VideoTokenizer.from_pretrained(tmp_path / "f").config.quantizer == "fsq"

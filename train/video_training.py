@@ -1,0 +1,39 @@
+"""How a video tokenizer is trained: the numbers behind `VideoTokenizerJob`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoTraining:
+    """How a video tokenizer is trained. Shares are of the whole training; the defaults are those of `tiny`."""
+
+    lr: float = 2.5e-3
+    ema: float = 0.995
+    image_share: float = 0.0  # of the steps that see images
+    images_per_clip: int = 4  # images in a batch of images for each clip in a batch of clips
+    log_mse_weight: float = 0.1
+    mae_weight: float = 0.3
+    edge_weight: float = 0.5
+    entropy_weight: float = 0.3  # of nats per bit
+    entropy_boost: float = 1.0  # factor on it at the start, falling to 1 over the first `soft_share` (the paper: 3)
+    commitment_weight: float = 0.1
+    soft_share: float = 0.3  # over which fewer and fewer samples bypass the quantizer
+    perceptual: str | None = None  # a transformers vision model: folder, or name in the local cache
+    perceptual_weight: float = 0.1
+    adversarial_weight: float = 0.0  # 0: no discriminator
+    adversarial_from: float = 0.5  # share of the training after which the discriminator joins
+    r1_weight: float = 10.0
+    r1_every: int = 16  # steps; the penalty counts so much more when it is taken
+    lecam_weight: float = 0.001
+    discriminator_lr: float = 1e-4
+    discriminator_dims: tuple[int, ...] = (64, 128, 256, 256)
+
+    def __post_init__(self) -> None:
+        for name in ("image_share", "soft_share", "adversarial_from", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: need 0 to 1")
+        if self.lr <= 0 or self.images_per_clip < 1 or self.r1_every < 1:
+            raise ValueError(f"lr={self.lr}, images_per_clip={self.images_per_clip}, r1_every={self.r1_every}: "
+                             "need lr above 0, the others at least 1")  # fmt: skip
