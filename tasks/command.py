@@ -70,10 +70,10 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _exit_code(error: Exception) -> int | None:
-    """2 for wrong input, 1 for what the system refused, None for a bug."""
+    """2 for wrong input, 1 for what the system refused or did not converge, None for a bug."""
     if isinstance(error, InputError):
         return 2
-    if isinstance(error, OSError):  # disk full, permission lost while working
+    if isinstance(error, (OSError, FloatingPointError)):  # disk full, permission lost; a training that diverged
         return 1
     media = sys.modules.get("tokenizers_av.media_formats")  # nobody can have raised its error without it
     if media is not None and isinstance(error, media.MediaError):

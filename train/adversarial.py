@@ -7,6 +7,7 @@ MAGVIT-v2 (arXiv:2310.05737, App. A) weighs them 0.1 (generator), 10 (R1) and 0.
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ class LeCAM(nn.Module):
 
     Keeps the logits of real and generated videos from drifting apart. The averages are plain means of all calls until
     there are 1 / (1 - decay) of them, so nothing pulls towards the zero they start from. For the first `warmup` calls,
-    when they are hardly more than the batch itself, the loss is zero. Every process keeps averages of its own batches.
+    when they are hardly more than the batch itself, the loss is zero. All processes share the averages.
     """
 
     real: Tensor  # () average logit of real videos
@@ -67,7 +68,11 @@ class LeCAM(nn.Module):
         with torch.no_grad():
             self.n_calls += 1
             share = (1 / self.n_calls).clamp(min=1 - self.decay)
-            self.real += share * (real.mean() - self.real)
-            self.fake += share * (fake.mean() - self.fake)
+            means = torch.stack([real.mean(), fake.mean()])
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(means)
+                means /= dist.get_world_size()
+            self.real += share * (means[0] - self.real)
+            self.fake += share * (means[1] - self.fake)
         loss = (real - self.fake).square().mean() + (fake - self.real).square().mean()
         return loss * (self.n_calls > self.warmup)

@@ -3,6 +3,7 @@
 
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ class AudioTokenizerJob:
     betas = (0.8, 0.99)
     weight_decay = 0.0
     ema = 0.99
+    critic = None
 
     def __init__(
         self,
@@ -60,6 +62,10 @@ class AudioTokenizerJob:
             fps=fps,
             sample_rate=model.sample_rate,
         )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "lr": self.lr, "n_samples": self.n_samples}
 
     def notices(self, step: int, metrics: dict[str, float]) -> list[str]:
         return self.watch.step(step, metrics)

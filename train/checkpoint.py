@@ -57,7 +57,7 @@ def save_checkpoint(folder: Path, models: dict[str, nn.Module], optimizers: list
     for stale in (fresh, old):
         shutil.rmtree(stale, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file({k: v.clone() for k, v in tensors.items()}, fresh / "state.safetensors")
+    save_file({k: v.to("cpu", copy=True) for k, v in tensors.items()}, fresh / "state.safetensors")
     with open(fresh / "state.json", "w") as file:
         json.dump(states, file)
         file.flush()
@@ -89,12 +89,11 @@ def load_checkpoint(folder: Path, models: dict[str, nn.Module], optimizers: list
     return states["progress"]
 
 
-def load_weights(folder: Path, name: str) -> dict[str, Tensor]:
-    """The state dict of one of the models that `save_checkpoint` wrote. Raises CheckpointError."""
+def load_weights(folder: Path, name: str) -> dict[str, Tensor] | None:
+    """The state dict of one of the models that `save_checkpoint` wrote, None where there is none of that name; raises
+    CheckpointError where there is no checkpoint."""
     states, tensors = _read(folder)
-    if name not in states["models"]:
-        raise CheckpointError(f"{folder}: the checkpoint holds no {name}, but {', '.join(states['models'])}")
-    return unflatten(states["models"][name], tensors)
+    return unflatten(states["models"][name], tensors) if name in states["models"] else None
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -107,7 +106,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not (folder / "state.json").is_file():
         raise CheckpointError(f"{folder}: no checkpoint to resume from")
     try:
-        return json.loads((folder / "state.json").read_text()), load_file(folder / "state.safetensors")
+        states = json.loads((folder / "state.json").read_text())
+        if not isinstance(states, dict) or not {"models", "optimizers", "progress"} <= states.keys():
+            raise ValueError("state.json lacks models, optimizers or progress")
+        return states, load_file(folder / "state.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: the checkpoint is damaged ({error}); start in a new folder") from None
 

@@ -335,7 +335,7 @@ def check_overfit(job: Overfit, out: Path, limit: LoopConfig, device: torch.devi
     except FloatingPointError as error:
         raise Failed(str(error)) from None
     took = job.minutes
-    job.model.tokenizer = load(out, device)
+    job.model = load(out, device)
     db = job.evaluate(job.model, 1)["psnr"]
     found = f"{db:.1f} dB after {took:.1f} min ({job.n_steps:,} steps), needs {NEED_DB:.0f} dB"
     if db < NEED_DB:

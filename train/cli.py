@@ -84,6 +84,7 @@ def _video(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quantizer", choices=("lfq", "bsq", "fsq"), help="(default: lfq)")
     command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained tokenizer")
     command.add_argument("--inflate", action="store_true", help="--init has seen images only: see every frame alike")
+    command.add_argument("--lr", type=float, help="peak learning rate; less than the preset's to fine-tune")
     command.add_argument("--image-share", type=float, metavar="P", help="share of the steps on images; 1: only images")
     command.add_argument("--perceptual", metavar="MODEL",
                          help="perceptual loss: a transformers vision model, folder or name in the local cache")
@@ -120,7 +121,7 @@ def _main(argv: Sequence[str]) -> int:
         metrics: dict = stages.train_lm(args.out, options, args.tokenizers, args.tokens, args.init)
     elif args.command == "video-tokenizer":
         video = stages.VideoOptions(
-            quantizer=args.quantizer, init=args.init, inflate=args.inflate, image_share=args.image_share,
+            quantizer=args.quantizer, init=args.init, inflate=args.inflate, lr=args.lr, image_share=args.image_share,
             perceptual=args.perceptual, adversarial_weight=args.adversarial_weight,
         )  # fmt: skip
         metrics = stages.train_video_tokenizer(args.out, options, video)

@@ -38,13 +38,27 @@ def blur_pool(x: Tensor) -> Tensor:
     return (blur_matrix(T, x) @ x.flatten(3)).unflatten(3, x.shape[3:]) if T > 1 else x
 
 
+class Conv3x3x3(nn.Conv3d):
+    """3x3x3 convolution that keeps the size. Two frames are computed as three: in bfloat16 on a CPU the weight gradient
+    of two is uninitialised memory (oneDNN as in torch 2.13)."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, T, H, W) -> (B, c_out, T, H, W)."""
+        if x.shape[2] == 2:
+            return super().forward(F.pad(x, (0, 0, 0, 0, 0, 1)))[:, :, :2]
+        return super().forward(x)
+
+
 class DownBlock(nn.Module):
     """Residual block that halves T, H and W: conv, blur pool, conv beside blur pool and a 1x1x1 conv."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(c_in, c_in, 3, padding=1)
-        self.conv2 = nn.Conv3d(c_in, c_out, 3, padding=1)
+        self.conv1 = Conv3x3x3(c_in, c_in)
+        self.conv2 = Conv3x3x3(c_in, c_out)
         self.skip = nn.Conv3d(c_in, c_out, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +75,7 @@ class Discriminator(nn.Module):
         super().__init__()
         if not dims or any(not isinstance(dim, int) or dim < 1 for dim in dims):
             raise ValueError(f"dims={dims!r}: need at least one width, each a whole number above 0")
-        self.stem = nn.Conv3d(3, dims[0], 3, padding=1)
+        self.stem = Conv3x3x3(3, dims[0])
         self.blocks = nn.Sequential(*(DownBlock(a, b) for a, b in pairwise(dims)))
         self.head = nn.Conv3d(dims[-1], 1, 1)
         for conv in self.modules():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,7 @@ class LMJob:
     name = "lm"
     lr = 3e-3
     ema = 0.99
+    critic = None
 
     def __init__(
         self, model: LM, text: TextTokenizer, layout: Layout, clips: TokenSet, images: TokenSet, held_out: TokenSet,
@@ -88,6 +90,10 @@ class LMJob:
         self.clips, self.images, self.held_out = clips, images, held_out
         self.batch_size, self.seed, self.drop_text = batch_size, seed, drop_text
         self.vocab: Vocabulary = model.vocabulary
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "lr": self.lr}
 
     def notices(self, step: int, metrics: dict[str, float]) -> list[str]:
         return []  # losses differ from task to task, so their course says little

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import math
 import signal
 import sys
@@ -39,6 +40,15 @@ class Job(Protocol):
 
     @property
     def model(self) -> nn.Module: ...
+
+    @property
+    def critic(self) -> nn.Module | None:
+        """A second player that the loss trains too, such as a discriminator: clipped apart, neither averaged nor saved
+        with the model. It is called outside the model's forward, so the loop averages its gradients over processes."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a resumed training must have in common with the one that began, for JSON."""
 
     def optimizers(self) -> list[torch.optim.Optimizer]: ...
 
@@ -109,6 +119,14 @@ class StopOnSignal:
             signal.signal(number, handler)
 
 
+def check_settings(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise CheckpointError naming the first setting in which a training differs from the one it would go on with."""
+    for name, value in now.items():
+        if name in before and before[name] != json.loads(json.dumps(value)):
+            raise CheckpointError(f"{out}: this training began with {name}={before[name]}, now {name}={value}; resume "
+                                  "with the settings it began with, or choose another folder")  # fmt: skip
+
+
 def fit(
     job: Job, out: Path, config: LoopConfig, *, resume: bool = False, device: str | None = None
 ) -> dict[str, float]:
@@ -117,8 +135,8 @@ def fit(
     `out` holds the model (averaged weights), `train/checkpoint` to resume from, `train/log` for TensorBoard,
     `train/samples` and, once it is done, `train/metrics.json`. With `resume` a training goes on from its checkpoint and
     starts where there is none. `device` is "cpu", "cuda", ...; None takes an accelerator if there is one.
-    Raises CheckpointError where `out` holds a training already (without `resume`) or one of another model, and
-    FloatingPointError where a gradient is not finite.
+    Raises CheckpointError where `out` holds a training already (without `resume`) or one of another model or with other
+    settings, and FloatingPointError where a gradient or a weight is not finite.
     """
     from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
@@ -133,13 +151,17 @@ def fit(
         torch.cuda.set_device(chosen)
     torch.manual_seed(config.seed)
     accelerator = Accelerator(mixed_precision="bf16", cpu=chosen is not None and chosen.type == "cpu")
-    inner = job.model.to(accelerator.device)
+    inner, critic = job.model.to(accelerator.device), job.critic
     average = copy.deepcopy(inner).requires_grad_(False).eval()
     optimizers = job.optimizers()
     models = {"model": inner, "average": average}
+    if critic is not None:
+        models["critic"] = critic.to(accelerator.device)
+    settings = {"seed": config.seed, **job.settings}
     step, elapsed = 0, 0.0
     if begun_before:
         progress = load_checkpoint(state / "checkpoint", models, optimizers)
+        check_settings(out, progress["settings"], settings)
         step, elapsed = progress["step"], progress["elapsed"]
     model, *optimizers = accelerator.prepare(inner, *optimizers)
     step_model: Any = torch.compile(model, dynamic=False) if config.compile else model
@@ -154,7 +176,10 @@ def fit(
 
     def save() -> None:
         if main:
-            numbers = {"step": step, "elapsed": elapsed, "base_lrs": base_lrs}
+            if not all(bool(p.isfinite().all()) for p in inner.parameters()):
+                raise FloatingPointError(f"{job.name}: a weight is not finite after step {step}; the last checkpoint "
+                                         f"is intact; {NOT_FINITE}")  # fmt: skip
+            numbers = {"step": step, "elapsed": elapsed, "base_lrs": base_lrs, "settings": settings}
             save_checkpoint(state / "checkpoint", models, optimizers, numbers)
             job.save(average, out)
 
@@ -165,11 +190,12 @@ def fit(
                bar_format="{desc} {n:.0f}% |{bar}| {elapsed}<{remaining} {postfix}")  # fmt: skip
     saved = sampled = time.monotonic()
     model.train()
+    stopping = False
     with contextlib.ExitStack() as closing, StopOnSignal() as stop:
         closing.callback(bar.close)
         if log:
             closing.callback(log.close)
-        while done() < 1 and not stop.requested:
+        while done() < 1 and not stopping:
             begun = time.monotonic()
             progress_now = done()
             torch.manual_seed(config.seed + 1_000_003 * step + accelerator.process_index)
@@ -181,6 +207,12 @@ def fit(
                 loss, metrics = job.loss(step_model, batch, progress_now)
             accelerator.backward(loss)
             grad_norm = accelerator.clip_grad_norm_(inner.parameters(), config.max_norm)
+            if critic is not None:
+                for p in critic.parameters():
+                    if p.grad is not None:
+                        p.grad = accelerator.reduce(p.grad, reduction="mean")
+                critic_norm = nn.utils.clip_grad_norm_(critic.parameters(), config.max_norm)
+                grad_norm = torch.where(critic_norm.isfinite(), grad_norm, critic_norm)
             if not torch.isfinite(grad_norm):
                 raise FloatingPointError(
                     f"{job.name}: gradient norm is {float(grad_norm)} at step {step}; the update was not applied, the "
@@ -192,10 +224,11 @@ def fit(
             ema_update(average, inner, min(job.ema, step / (step + 10)))
             step += 1
             elapsed += time.monotonic() - begun
+            stopping = stop.requested
             if accelerator.num_processes > 1:  # all must see the same progress, and stop at the same step
-                seen = torch.tensor([elapsed, float(stop.requested)], device=accelerator.device, dtype=torch.float64)
-                gathered = accelerator.gather(seen).view(-1, 2).amax(0).tolist()
-                elapsed, stop.requested = gathered[0], gathered[1] > 0
+                seen = torch.tensor([elapsed, float(stopping)], device=accelerator.device, dtype=torch.float64)
+                elapsed, any_stopping = accelerator.gather(seen).view(-1, 2).amax(0).tolist()
+                stopping = any_stopping > 0
             bar.update(min(100.0, 100 * done()) - bar.n)
             if log and (step % config.log_every == 0 or step == 1):
                 values = {k: float(v) for k, v in {"loss": loss.detach(), "grad_norm": grad_norm, **metrics}.items()}
@@ -213,7 +246,7 @@ def fit(
                 save()
                 saved = time.monotonic()
     save()
-    if stop.requested and done() < 1:
+    if stopping and done() < 1:
         print(f"{job.name}: stopped at step {step}; go on with --resume", file=sys.stderr)
         return {}
     results = {"step": float(step)}  # all that processes other than the first know

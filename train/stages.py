@@ -52,8 +52,8 @@ class Options:
                 raise InputError(f"{name}={value}: need a number above 0")
         if self.steps is not None and self.minutes is not None:
             raise InputError("give either steps or minutes, not both")
-        if self.seed < 0:
-            raise InputError(f"seed={self.seed}: need 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed={self.seed}: need 0 to {2**32 - 1}")
         if self.device is not None:
             from tasks.pipeline import pick_device
 
@@ -104,6 +104,7 @@ class VideoOptions:
     quantizer: str | None = None
     init: Path | None = None  # folder of a trained video tokenizer to start from
     inflate: bool = False  # it has seen images only
+    lr: float | None = None
     image_share: float | None = None
     perceptual: str | None = None
     adversarial_weight: float | None = None
@@ -116,7 +117,7 @@ def train_video_tokenizer(out: Path, options: Options, video: VideoOptions | Non
     from train.video_tokenizer import VideoTokenizerJob
 
     video = video or VideoOptions()
-    given = {name: getattr(video, name) for name in ("image_share", "perceptual", "adversarial_weight")}
+    given = {name: getattr(video, name) for name in ("lr", "image_share", "perceptual", "adversarial_weight")}
     given = {name: value for name, value in given.items() if value is not None}
     overrides = {} if video.quantizer is None else {"quantizer": video.quantizer}
     if video.inflate and video.init is None:
@@ -126,31 +127,35 @@ def train_video_tokenizer(out: Path, options: Options, video: VideoOptions | Non
         config = video_tokenizer_config(options.chain.video, **overrides)
     except ValueError as error:
         raise InputError(str(error)) from None
+    train, test = options.source(augment=True), options.source("test")
+    test.batch(range(1), options.chain.spec, audio=False)  # raises here, not after hours, where no file can be read
     _seed(options.seed)
     tokenizer = _start_from(video.init, config) if video.init else VideoTokenizer(config)
     if video.inflate:
         inflate(tokenizer)
-    train, test = options.source(augment=True), options.source("test")
-    announce("video-tokenizer", out, options, model=asdict(tokenizer.config), training=asdict(training),
-             init=str(video.init) if video.init else None)  # fmt: skip
     job = VideoTokenizerJob(tokenizer, train, test, options.chain.spec, batch_size=options.batch("video-tokenizer"),
                             seed=options.seed, training=training,
                             perceptual=open_perceptual(training.perceptual))  # fmt: skip
     if video.init is not None:
-        job.take_critic(video.init / "train/checkpoint")
+        job.go_on_from(video.init / "train/checkpoint")
+    announce("video-tokenizer", out, options, model=asdict(tokenizer.config), training=asdict(job.training),
+             init=str(video.init) if video.init else None)  # fmt: skip
     results = fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
-    report_skipped(train)
+    report_skipped(train, test)
     return results
 
 
-def report_skipped(source: Source) -> None:
-    """Say on stderr how many files of a source could not be read, if any."""
-    if skipped := getattr(source, "skipped", None):
-        print(f"skipped {len(skipped)} files that could not be read: {', '.join(sorted(skipped))}", file=sys.stderr)
+def report_skipped(*sources: Source) -> None:
+    """Say on stderr how many files of the sources could not be read, if any."""
+    skipped = sorted({name for source in sources for name in getattr(source, "skipped", ())})
+    if skipped:
+        print(f"skipped {len(skipped)} files that could not be read: {', '.join(skipped)}", file=sys.stderr)
 
 
 def _start_from(folder: Path, config: VideoTokenizerConfig) -> VideoTokenizer:
     """The tokenizer in `folder`; raises InputError where it is none, or not one of `config`."""
+    from safetensors import SafetensorError
+
     from tasks.model_folder import quietly
     from tokenizers_av.video import VideoTokenizer
 
@@ -159,7 +164,7 @@ def _start_from(folder: Path, config: VideoTokenizerConfig) -> VideoTokenizer:
     try:
         with quietly():
             tokenizer = VideoTokenizer.from_pretrained(folder).float()
-    except (TypeError, ValueError, OSError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"--init {folder}: {error}") from None
     if tokenizer.config != config:
         names = [f.name for f in fields(config) if getattr(config, f.name) != getattr(tokenizer.config, f.name)]

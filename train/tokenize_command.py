@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from train.data import MediaSpec
     from train.tokenize_shards import Plan, Shard
 
-EXAMPLE = "avpoet-train tokenize videos/ --tokenizers tiny --out tokens/ --workers 4"
+EXAMPLE = "avpoet-train tokenize videos/ --out tokens/ --workers 4"
 PLAYGROUND_CLIPS = 8192
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="a folder of media files, one media file, or playground")
-    parser.add_argument("--tokenizers", required=True, metavar="DIR",
-                        help="tiny, a model folder, or a folder that holds video_tokenizer and audio_tokenizer")
+    parser.add_argument("--tokenizers", default="tiny", metavar="DIR",
+                        help="a model folder, or one that holds video_tokenizer and audio_tokenizer (default: tiny)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards of ids")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--n", type=int, metavar="N",

@@ -10,18 +10,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_av.video import VideoOutput, VideoTokenizer
 from train.adversarial import LeCAM, discriminator_loss, generator_loss, r1_penalty
-from train.checkpoint import has_checkpoint, load_weights
+from train.checkpoint import CheckpointError, has_checkpoint, load_weights
 from train.data import MediaSpec, Source
 from train.discriminator import Discriminator
+from train.evaluate.tokenizer_metrics import CodeUse, psnr
 from train.optimizers import matrix_optimizers
 from train.perceptual import PerceptualLoss
 from train.video_training import VideoTraining
@@ -30,19 +31,13 @@ from train.watch import Watch
 R1_CLIPS = 4  # of a batch: a penalty needs two passes backward
 
 
-class TokenizerWithCritic(nn.Module):
-    """What is trained and kept in a checkpoint: the tokenizer and, with adversarial loss, its discriminator."""
+class Critic(nn.Module):
+    """The discriminator with what regularises it."""
 
-    def __init__(self, tokenizer: VideoTokenizer, training: VideoTraining) -> None:
+    def __init__(self, dims: tuple[int, ...]) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
-        adversarial = training.adversarial_weight > 0
-        self.discriminator = Discriminator(training.discriminator_dims) if adversarial else None
-        self.lecam = LeCAM() if adversarial else None
-
-    def forward(self, video: Tensor, soft: Tensor | None = None) -> VideoOutput:
-        """As `VideoTokenizer.forward`."""
-        return self.tokenizer(video, soft)
+        self.discriminator = Discriminator(dims)
+        self.lecam = LeCAM()
 
 
 class VideoTokenizerJob:
@@ -54,18 +49,24 @@ class VideoTokenizerJob:
                  seed: int = 0, training: VideoTraining | None = None,
                  perceptual: PerceptualLoss | None = None) -> None:  # fmt: skip
         self.training = training or VideoTraining()
-        self.model = TokenizerWithCritic(tokenizer, self.training)
+        self.model = tokenizer
+        self.critic = Critic(self.training.discriminator_dims) if self.training.adversarial_weight > 0 else None
         self.train, self.test, self.spec = train, test, spec
         self.batch_size, self.seed, self.perceptual = batch_size, seed, perceptual
         self.ema = self.training.ema
         self.watch = Watch(tokenizer.codebook_size)
         self._ids: Tensor | None = None  # of the last batch
+        self._takes_r1 = False  # whether its step does
         self._notices: list[str] = []  # not yet said
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, **asdict(self.training)}
+
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        found = matrix_optimizers(self.model.tokenizer.named_parameters(), self.training.lr)
-        if self.model.discriminator is not None:
-            weights = self.model.discriminator.parameters()
+        found = matrix_optimizers(self.model.named_parameters(), self.training.lr)
+        if self.critic is not None:
+            weights = self.critic.parameters()
             found.append(torch.optim.Adam(weights, lr=self.training.discriminator_lr, betas=(0.0, 0.99)))
         return found
 
@@ -73,7 +74,10 @@ class VideoTokenizerJob:
         """Video (B, 3, T, H, W) in [-1, 1] on the model's device, or images (T = 1, more of them): clips that no other
         step or process sees."""
         t = self.training
-        images = random.Random(f"{self.seed}/{step}").random() < t.image_share  # the same on every process
+        images, self._takes_r1 = (  # the same on every process
+            random.Random(f"{self.seed}/{step}{what}").random() < share
+            for what, share in (("", t.image_share), ("/r1", 1 / t.r1_every))
+        )
         n = self.batch_size * (t.images_per_clip if images else 1)
         spec = replace(self.spec, n_frames=1) if images else self.spec
         first = ((self.seed * 7_919 + step) * world + rank) * self.batch_size * max(1, t.images_per_clip)
@@ -87,18 +91,19 @@ class VideoTokenizerJob:
         found, self._notices = self._notices + self.watch.step(step, metrics, self._ids), []
         return found
 
-    def take_critic(self, checkpoint: Path) -> None:
-        """Go on with the discriminator of an earlier training, if both have one; `checkpoint` may be missing."""
-        critic = self.model.discriminator
-        if critic is None or not has_checkpoint(checkpoint):
+    def go_on_from(self, checkpoint: Path) -> None:
+        """Fine-tune what an earlier training has made: quantized from the start, and with its critic if both have one,
+        which then plays from the start too; `checkpoint` may be missing."""
+        self.training = replace(self.training, soft_share=0.0, entropy_boost=1.0)
+        if self.critic is None or not has_checkpoint(checkpoint):
             return
-        weights = load_weights(checkpoint, "model")
-        parts = {name: {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
-                 for name in ("discriminator", "lecam")}  # fmt: skip
-        if parts["discriminator"]:
-            assert self.model.lecam is not None
-            critic.load_state_dict(parts["discriminator"])
-            self.model.lecam.load_state_dict(parts["lecam"])
+        weights = load_weights(checkpoint, "critic")
+        if weights is not None:
+            try:
+                self.critic.load_state_dict(weights)
+            except RuntimeError:
+                raise CheckpointError(f"{checkpoint}: its discriminator is of other sizes") from None
+            self.training = replace(self.training, adversarial_from=0.0)
 
     def loss(self, model: nn.Module, batch: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Loss of one batch (B, 3, T, H, W), () and what to log; needs T = 1 + 4n and sizes the stride divides."""
@@ -119,30 +124,29 @@ class VideoTokenizerJob:
         metrics: dict[str, Tensor | float] = {
             "mae": mae.detach(),
             "edges": edges.detach(),
-            "psnr": psnr(error),
+            "psnr": -10 * ((error.detach() / 2).square().mean() + 1e-10).log10(),  # of the whole batch, in dB
             "commitment": q.commitment_loss.detach(),
             "entropy": q.entropy_loss.detach(),
             "codes": q.ids.unique().numel(),
             "soft": early,
         }
         if self.perceptual is not None:
-            distance = self.perceptual(output.video.float(), batch)
+            distance = self.perceptual.to(batch.device)(output.video.float(), batch)
             total, metrics["perceptual"] = total + t.perceptual_weight * distance, distance.detach()
-        if self.model.discriminator is not None and progress >= t.adversarial_from:
-            more, logged = self._adversarial(output.video.float(), batch, progress)
+        if self.critic is not None and progress >= t.adversarial_from:
+            more, logged = self._adversarial(self.critic, output.video.float(), batch)
             total, metrics = total + more, metrics | logged
         return total, metrics
 
-    def _adversarial(self, video: Tensor, batch: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def _adversarial(self, critic: Critic, video: Tensor, batch: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Losses of both players, added: neither sends a gradient into the other, so one backward pass serves both."""
-        t, critic, lecam = self.training, self.model.discriminator, self.model.lecam
-        assert critic is not None and lecam is not None
-        with frozen(critic):
-            for_tokenizer = generator_loss(critic(video))
-        real, fake = critic(batch), critic(video.detach())
-        for_critic = discriminator_loss(real, fake) + t.lecam_weight * lecam(real, fake)
-        if torch.rand(()) < 1 / t.r1_every:  # drawn from the step's seed
-            for_critic = for_critic + t.r1_every * t.r1_weight * r1_penalty(critic, batch[:R1_CLIPS])
+        t, judge = self.training, critic.discriminator
+        with frozen(judge):
+            for_tokenizer = generator_loss(judge(video))
+        real, fake = judge(batch), judge(video.detach())
+        for_critic = discriminator_loss(real, fake) + t.lecam_weight * critic.lecam(real, fake)
+        if self._takes_r1:
+            for_critic = for_critic + t.r1_every * t.r1_weight * r1_penalty(judge, batch[:R1_CLIPS])
         return t.adversarial_weight * for_tokenizer + for_critic, {
             "g_adversarial": for_tokenizer.detach(),
             "d_real": real.detach().mean(),
@@ -154,10 +158,10 @@ class VideoTokenizerJob:
         """Write `{step}.png`: every fourth frame of four test clips, the truth above its reconstruction."""
         from PIL import Image
 
-        video = self.test.batch(range(4), self.spec, audio=False).video
-        tokenizer = tokenizer_of(model)
+        assert isinstance(model, VideoTokenizer)
+        video = self.test.batch(range(4), self._test_spec, audio=False).video
         assert video is not None
-        again = tokenizer.reconstruct(video.to(next(model.parameters()).device)).cpu()
+        again = model.reconstruct(video.to(next(model.parameters()).device)).cpu()
         rows = torch.stack([video, again], 1).flatten(0, 1)[:, :, ::4]  # (8, 3, t, H, W)
         grid = rows.permute(0, 3, 2, 4, 1).flatten(2, 3).flatten(0, 1)  # (8H, tW, 3)
         Image.fromarray(((grid + 1) * 127.5).round().clamp(0, 255).byte().numpy()).save(folder / f"{step:07d}.png")
@@ -165,28 +169,27 @@ class VideoTokenizerJob:
     @torch.no_grad()
     def evaluate(self, model: nn.Module, n: int) -> dict[str, float]:
         """PSNR in dB (mean over frames, then clips) and the share of codes used on n test clips."""
-        tokenizer = tokenizer_of(model)
-        scores, seen = [], set()
+        assert isinstance(model, VideoTokenizer)
+        scores, use = [], CodeUse.of_size(model.codebook_size)
         for first in range(0, n, self.batch_size):
-            video = self.test.batch(range(first, min(first + self.batch_size, n)), self.spec, audio=False).video
+            video = self.test.batch(range(first, min(first + self.batch_size, n)), self._test_spec, audio=False).video
             assert video is not None
             video = video.to(next(model.parameters()).device)
-            ids = tokenizer.encode(video)
-            error = tokenizer.decode(ids)[:, :, : video.shape[2]] - video
-            mse = (error / 2).square().mean((1, 3, 4)).clamp(min=1e-10)
-            scores.append(-10 * mse.log10().mean(1))
-            seen.update(ids.unique().tolist())
-        return {"psnr": float(torch.cat(scores).mean()), "codes_used": len(seen) / tokenizer.codebook_size, "n": n}
+            ids = model.encode(video)
+            again = model.decode(ids)[:, :, : video.shape[2]].clamp(-1, 1)
+            scores.append(psnr((again + 1) / 2, (video + 1) / 2))
+            use.add(ids)
+        return {"psnr": float(torch.cat(scores).mean()), "codes_used": use.share, "n": n}
+
+    @property
+    def _test_spec(self) -> MediaSpec:
+        """What it is judged on: a model that sees images only, on images."""
+        return replace(self.spec, n_frames=1) if self.training.image_share == 1 else self.spec
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the tokenizer as a folder that `VideoTokenizer.from_pretrained` opens."""
-        tokenizer_of(model).save_pretrained(folder)
-
-
-def tokenizer_of(model: nn.Module) -> VideoTokenizer:
-    """The tokenizer in what `VideoTokenizerJob` trains."""
-    assert isinstance(model, TokenizerWithCritic)
-    return model.tokenizer
+        assert isinstance(model, VideoTokenizer)
+        model.save_pretrained(folder)
 
 
 @contextmanager
@@ -197,8 +200,3 @@ def frozen(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.requires_grad_(True)
-
-
-def psnr(error: Tensor) -> Tensor:
-    """PSNR of the whole batch from errors on the [-1, 1] scale, in dB."""
-    return -10 * torch.log10(F.mse_loss(error.detach() / 2, torch.zeros_like(error)) + 1e-10)

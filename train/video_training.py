@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,11 @@ class VideoTraining:
         for name in ("image_share", "soft_share", "adversarial_from", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: need 0 to 1")
-        if self.lr <= 0 or self.images_per_clip < 1 or self.r1_every < 1:
-            raise ValueError(f"lr={self.lr}, images_per_clip={self.images_per_clip}, r1_every={self.r1_every}: "
-                             "need lr above 0, the others at least 1")  # fmt: skip
+        for name in ("lr", "discriminator_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: need a number above 0")
+        for name in (f.name for f in fields(self) if f.name.endswith("_weight")):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: need a number, 0 or more")
+        if self.images_per_clip < 1 or self.r1_every < 1:
+            raise ValueError(f"images_per_clip={self.images_per_clip}, r1_every={self.r1_every}: need at least 1")

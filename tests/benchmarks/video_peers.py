@@ -329,8 +329,8 @@ MODES = (
 
 def describe(contestants: Iterable[Contestant]) -> str:
     """A table of who takes part."""
-    rows = [f"  {c.name:<20} {c.n_parameters / 1e6:7.2f}M  {c.about}" for c in contestants]
-    return "\n".join([f"  {'name':<20} {'params':>8}  what it is", *rows])
+    rows = [f"  {c.name:<22} {c.n_parameters / 1e6:7.2f}M  {c.about}" for c in contestants]
+    return "\n".join([f"  {'name':<22} {'params':>8}  what it is", *rows])
 
 
 def conditions() -> dict[str, Any]:

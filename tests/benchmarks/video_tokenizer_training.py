@@ -217,9 +217,9 @@ def compare(names: list[str], setting: Setting) -> list[dict[str, Any]]:
     for contestant in contestants:
         row = {"model": contestant.name, "parameters": contestant.n_parameters}
         rows.append(row | (train_ours if isinstance(contestant, Ours) else train_peer)(contestant, setting))
-    print(f"\n  {'model':<20} {'PSNR dB':>8} {'codes':>6} {'bits/id':>8} {'steps':>6} {'minutes':>8}  how")
+    print(f"\n  {'model':<22} {'PSNR dB':>8} {'codes':>6} {'bits/id':>8} {'steps':>6} {'minutes':>8}  how")
     for row in rows:
-        print(f"  {row['model']:<20} {row['psnr']:>8.2f} {row['codes_used']:>6} {row['bits_per_id']:>8.2f} "
+        print(f"  {row['model']:<22} {row['psnr']:>8.2f} {row['codes_used']:>6} {row['bits_per_id']:>8.2f} "
               f"{row['steps']:>6} {row['minutes']:>8.2f}  {row['how']}")  # fmt: skip
     return rows
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from train.adversarial import LeCAM, discriminator_loss, generator_loss, r1_penalty
-from train.discriminator import Discriminator, blur_pool
+from train.discriminator import Conv3x3x3, Discriminator, blur_pool
 
 DIMS = (8, 16, 16)
 
@@ -148,6 +148,24 @@ def test_double_backward_in_bfloat16_is_close_to_float32(discriminator):
         assert all(g.isfinite().all() for g in weights)
         norms.append(torch.stack([g.norm() for g in weights]))
     torch.testing.assert_close(norms[1], norms[0], rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("n_frames", [1, 2, 3])
+def test_weight_gradients_in_bfloat16_are_those_of_float32_whatever_was_in_memory(n_frames):
+    torch.manual_seed(0)
+    conv, x = Conv3x3x3(16, 32), torch.randn(2, 16, n_frames, 4, 4)
+    conv(x).square().mean().backward()
+    expected = conv.weight.grad.clone()
+    reference = torch.nn.grad.conv3d_weight(x, conv.weight.shape, 2 * conv(x) / conv(x).numel(), padding=1)
+    torch.testing.assert_close(expected, reference, rtol=1e-4, atol=1e-6)
+    for _ in range(5):
+        conv.zero_grad()
+        junk = [torch.full((n,), 1e30, dtype=torch.bfloat16) for n in (10**4, 10**5, 10**6)]
+        del junk
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+        y.float().square().mean().backward()
+        torch.testing.assert_close(conv.weight.grad, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
 
 
 def test_lecam_against_hand_computed_values():

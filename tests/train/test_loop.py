@@ -20,12 +20,15 @@ class LineJob:
 
     name = "line"
     ema = 0.9
+    critic: nn.Module | None = None
 
     def __init__(self, stop_at: int | None = None, nan_at: int | None = None) -> None:
         torch.manual_seed(7)
         self.model = nn.Linear(4, 4)
         self.losses: list[float] = []
         self.stop_at, self.nan_at = stop_at, nan_at
+
+        self.settings = {"slope": 3, "dims": (4, 4)}
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return [
@@ -107,6 +110,53 @@ def test_nan_stops_with_the_step_and_keeps_the_checkpoint(tmp_path: Path) -> Non
     with pytest.raises(FloatingPointError, match="at step 3"):
         fit(LineJob(nan_at=3), tmp_path, LoopConfig(steps=9, save_every=0), device="cpu")
     assert json.loads((tmp_path / "train/checkpoint/state.json").read_text())["progress"]["step"] == 3
+
+
+def test_a_training_goes_on_only_with_the_settings_it_began_with(tmp_path: Path) -> None:
+    fit(LineJob(), tmp_path, LoopConfig(steps=2), device="cpu")
+    other = LineJob()
+    other.settings["slope"] = 4
+    with pytest.raises(CheckpointError, match="began with slope=3, now slope=4"):
+        fit(other, tmp_path, LoopConfig(steps=4), resume=True, device="cpu")
+    with pytest.raises(CheckpointError, match="began with seed=0, now seed=1"):
+        fit(LineJob(), tmp_path, LoopConfig(steps=4, seed=1), resume=True, device="cpu")
+
+
+def test_weights_that_are_not_finite_never_reach_a_checkpoint(tmp_path: Path) -> None:
+    job = LineJob()
+    optimizers = job.optimizers()
+    job.optimizers = lambda: optimizers  # type: ignore[method-assign]
+    step = optimizers[0].step
+
+    def step_into_infinity(*args, **kwargs):
+        step(*args, **kwargs)
+        if len(job.losses) == 3:
+            job.model.weight.data[0, 0] = float("inf")
+
+    optimizers[0].step = step_into_infinity  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match="not finite after step 3"):
+        fit(job, tmp_path, LoopConfig(steps=9, save_every=0), device="cpu")
+    assert json.loads((tmp_path / "train/checkpoint/state.json").read_text())["progress"]["step"] == 2
+
+
+def test_a_loud_critic_does_not_hold_the_model_back(tmp_path: Path) -> None:
+    def trained(loudness: float) -> nn.Module:
+        job = LineJob()
+        job.critic = critic = nn.Linear(4, 1)
+        plain_optimizers, plain_loss = job.optimizers, job.loss
+        job.optimizers = lambda: [*plain_optimizers(), torch.optim.SGD(critic.parameters(), lr=0.1)]  # type: ignore
+
+        def loss(model, batch, progress):
+            total, metrics = plain_loss(model, batch, progress)
+            return total + loudness * critic(batch).mean(), metrics
+
+        job.loss = loss  # type: ignore[method-assign]
+        fit(job, tmp_path / str(loudness), LoopConfig(steps=3), device="cpu")
+        assert loudness == 0 or critic.weight.grad is None  # stepped and cleared
+        return job.model
+
+    quiet, loud = trained(0.0), trained(1000.0)
+    assert torch.equal(quiet.weight, loud.weight)
 
 
 def test_minutes_end_the_training(tmp_path: Path) -> None:

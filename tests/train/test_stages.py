@@ -90,7 +90,7 @@ def test_visual_embeddings_start_alike_where_bits_agree() -> None:
         (["video-tokenizer", "--data", "/nowhere"], "no such folder"),
         (["video-tokenizer", "--steps", "0"], "need a number above 0"),
         (["video-tokenizer", "--steps", "1", "--max-minutes", "1"], "not both"),
-        (["video-tokenizer", "--seed", "-1"], "need 0 or more"),
+        (["video-tokenizer", "--seed", "-1"], "seed=-1: need 0 to"),
         (["video-tokenizer", "--device", "warp"], "device 'warp'"),
         (["lm", "--tokenizers", "/nowhere"], "has no video_tokenizer"),
         (["lm"], "--tokenizers"),
@@ -128,7 +128,9 @@ def test_the_text_tokenizer_learns_the_captions_of_a_folder(tmp_path: Path, caps
 
 
 def test_every_help_shows_an_example_that_parses(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("all", "video-tokenizer", "audio-tokenizer", "text-tokenizer", "lm", "export", "evaluate"):
+    commands = ("all", "video-tokenizer", "audio-tokenizer", "text-tokenizer", "lm", "export", "evaluate", "tokenize",
+                "doctor")  # fmt: skip
+    for command in commands:
         assert main([command, "--help"]) == 0
         example = capsys.readouterr().out.split("example:")[1].strip().splitlines()[0]
         program, *arguments = example.split()

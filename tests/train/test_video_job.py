@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,14 +32,14 @@ def make_job(training: VideoTraining = GAME, seed: int = 0) -> VideoTokenizerJob
 
 def test_neither_player_sends_a_gradient_into_the_other() -> None:
     job = make_job()
-    critic = job.model.discriminator
-    assert critic is not None
+    assert job.critic is not None
+    critic = job.critic.discriminator
     for p in critic.parameters():
         torch.nn.init.normal_(p, std=0.2)  # it starts at zero
     batch = job.batch(0, 0, 1, 0.5)
     video = batch.clone().requires_grad_()
     torch.manual_seed(0)
-    loss, metrics = job._adversarial(video, batch, 0.5)
+    loss, metrics = job._adversarial(job.critic, video, batch)
     loss.backward()
     assert {"g_adversarial", "d_real", "d_fake"} <= metrics.keys()
     assert video.grad is not None and video.grad.abs().max() > 0
@@ -72,7 +75,11 @@ def test_a_stopped_game_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> No
             fit(job, tmp_path / "parts", LoopConfig(steps=4, n_evaluate=1), resume=True, device="cpu")
     for (name, a), b in zip(whole.model.state_dict().items(), job.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    assert any(k.startswith("discriminator.") for k in load_weights(tmp_path / "parts/train/checkpoint", "model"))
+    critic = load_weights(tmp_path / "parts/train/checkpoint", "critic")
+    assert critic is not None and any(k.startswith("discriminator.") for k in critic)
+    assert whole.critic is not None
+    for name, value in whole.critic.state_dict().items():
+        assert torch.equal(value, critic[name]), name
 
 
 def test_image_and_video_batches_are_mixed_by_share() -> None:
@@ -109,13 +116,17 @@ def test_a_training_starts_from_another_inflated_or_not(image_model: Path, tmp_p
     for inflate in (False, True):
         out = tmp_path / str(inflate)
         train_video_tokenizer(out, options, VideoOptions(init=image_model, inflate=inflate, adversarial_weight=0.1))
-        begun = load_weights(out / "train/checkpoint", "average")  # after one step at the lowest learning rate
-        key = "tokenizer.encoder.1.temporal.weight"
+        begun, critic, old_critic = (
+            load_weights(folder / "train/checkpoint", name)
+            for folder, name in ((out, "average"), (out, "critic"), (image_model, "critic"))
+        )  # after one step at the lowest learning rate
+        assert begun and critic and old_critic
+        key = "encoder.1.temporal.weight"
         past = begun[key][:, :32]
-        near = (past - first.state_dict()["encoder.1.temporal.weight"][:, :32]).abs().max() < 1e-2
+        near = (past - first.state_dict()[key][:, :32]).abs().max() < 1e-2
         assert near if not inflate else past.abs().max() < 1e-2
-        critic = load_weights(image_model / "train/checkpoint", "model")["discriminator.stem.weight"]
-        assert (begun["discriminator.stem.weight"] - critic).abs().max() < 1e-2
+        key = "discriminator.stem.weight"
+        assert (critic[key] - old_critic[key]).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize(
@@ -126,6 +137,10 @@ def test_a_training_starts_from_another_inflated_or_not(image_model: Path, tmp_p
         (["--init", "IMAGES", "--quantizer", "bsq"], "has quantizer=lfq, the preset bsq"),
         (["--init", "IMAGES", "--preset", "tiny"], "the preset (96, 192)"),
         (["--image-share", "2"], "image_share=2.0: need 0 to 1"),
+        (["--lr", "nan"], "lr=nan: need a number above 0"),
+        (["--adversarial-weight", "-1"], "adversarial_weight=-1.0: need a number, 0 or more"),
+        (["--seed", "18446744073709551616"], "seed=18446744073709551616: need 0 to"),
+        (["--init", "DAMAGED"], "DAMAGED: "),
         (["--data", "playground", "--data-weights", "1", "2"], "weights"),
         (["--perceptual", "/nowhere/net"], "/nowhere/net"),
     ],
@@ -133,7 +148,11 @@ def test_a_training_starts_from_another_inflated_or_not(image_model: Path, tmp_p
 def test_what_cannot_be_is_said_before_any_work(
     words: list[str], message: str, image_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [str(image_model) if w == "IMAGES" else w for w in words]
+    damaged = tmp_path / "DAMAGED"
+    damaged.mkdir()
+    (damaged / "config.json").write_text((image_model / "config.json").read_text())
+    (damaged / "model.safetensors").write_bytes((image_model / "model.safetensors").read_bytes()[:1000])
+    words = [{"IMAGES": str(image_model), "DAMAGED": str(damaged)}.get(w, w) for w in words]
     assert main(["video-tokenizer", "--preset", "debug", "--out", str(tmp_path / "x"), *words]) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "x").exists()
@@ -145,3 +164,52 @@ def test_the_resolved_config_is_printed_first(image_model: Path, tmp_path: Path,
     config = json.loads(capsys.readouterr().err.splitlines()[0])
     assert config["model"]["quantizer"] == "fsq" and config["training"]["lr"] == 2.5e-3
     assert VideoTokenizer.from_pretrained(tmp_path / "f").config.quantizer == "fsq"
+
+
+def test_a_model_of_images_is_judged_on_images(image_model: Path) -> None:
+    metrics = json.loads((image_model / "train/metrics.json").read_text())
+    job = make_job(VideoTraining(image_share=1.0))
+    found = job.evaluate(VideoTokenizer.from_pretrained(image_model).eval(), 64)
+    assert found["psnr"] == pytest.approx(metrics["psnr"], abs=0.1)
+    images = open_source("playground", "test").batch(range(64), MediaSpec(n_frames=1, size=16), audio=False).video
+    again = VideoTokenizer.from_pretrained(image_model).eval().reconstruct(images)
+    mse = ((again - images) / 2).square().mean((1, 3, 4))
+    assert found["psnr"] == pytest.approx(float(-10 * mse.log10().mean()), abs=1e-3)
+
+
+def test_a_perceptual_network_takes_part(tmp_path: Path) -> None:
+    from transformers import ResNetConfig, ResNetModel
+
+    from train.perceptual import open_perceptual
+
+    torch.manual_seed(0)
+    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(tmp_path / "net")
+    job = make_job(VideoTraining(soft_share=0.0))
+    batch = job.batch(0, 0, 1, 0.0)
+    plain = job.loss(job.model, batch, 0.0)[0]
+    job.perceptual = open_perceptual(tmp_path / "net", n_frames=None)
+    total, metrics = job.loss(job.model, batch, 0.0)
+    added = float((total - plain).detach())
+    assert added == pytest.approx(job.training.perceptual_weight * float(metrics["perceptual"]), rel=1e-3) and added > 0
+
+
+def test_test_files_that_cannot_be_read_are_found_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    for i in range(3):
+        (tmp_path / "data" / f"{i}.png").write_bytes(b"no picture")
+    words = ["--preset", "debug", "--steps", "1", "--device", "cpu", "--data", str(tmp_path / "data")]
+    assert main(["video-tokenizer", *words, "--out", str(tmp_path / "x")]) == 2
+    assert "has a readable picture" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_two_processes_play_the_game_together(tmp_path: Path) -> None:
+    words = ["-m", "train", "video-tokenizer", "--preset", "debug", "--steps", "4", "--adversarial-weight", "0.1",
+             "--device", "cpu", "--out", str(tmp_path / "v")]  # fmt: skip
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words]
+    done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    critic = load_weights(tmp_path / "v/train/checkpoint", "critic")
+    assert critic is not None and critic["lecam.n_calls"] == 2  # from half of the training on
+    assert (tmp_path / "v/train/metrics.json").is_file()

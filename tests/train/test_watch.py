@@ -111,16 +111,6 @@ def test_entropy_that_is_near_zero_or_does_not_fall(entropy, words) -> None:
     assert len(said) == (words is not None) and (words is None or words in said[0]), said
 
 
-def test_a_loss_that_is_not_finite_is_named_with_its_step() -> None:
-    watch = Watch()
-    assert watch.step(20, {"loss": 1.0, "grad_norm": 1.0}) == []
-    (said,) = watch.step(40, {"loss": math.nan, "grad_norm": math.inf})
-    assert said.startswith("loss is nan and grad_norm is inf at step 40: lower the learning rate")
-    assert watch.step(60, {"loss": math.nan}) == []
-    assert watch.step(80, {"loss": 1.0}) == []
-    assert len(watch.step(100, {"loss": math.nan})) == 1
-
-
 def test_a_loss_that_stays_above_its_best_points_at_the_learning_rate() -> None:
     loss = lambda i: 2.0 - i / 60 if i < 60 else 1.4
     watch = Watch()

@@ -102,15 +102,22 @@ class TemporalConv(Causal):
         return F.linear(torch.cat([whole[:, :T], whole[:, 1 : T + 1], x], dim=-1), self.weight, self.bias)
 
 
-class ChannelNorm(nn.RMSNorm):
-    """Root-mean-square norm over the channels of one position, in the precision of its input."""
+def channel_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """Root-mean-square norm over the channels of (..., C), in the precision of x (CUDA autocast would take float32)."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps=1e-6)
+
+
+class ChannelNorm(nn.Module):
+    """`channel_norm` of each position."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__(dim, eps=1e-6)
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> the same shape."""
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        return channel_norm(x, self.weight)
 
 
 class AdaptiveNorm(Causal):
@@ -138,7 +145,7 @@ class AdaptiveNorm(Causal):
             frame = torch.arange(T, device=x.device)
             modulation = modulation[:, (frame + stride - 1) // stride if flow.first else frame // stride]
         scale, shift = modulation.chunk(2, dim=-1)
-        y = F.rms_norm(x, (C,), self.weight.to(x.dtype), eps=1e-6).view(B, T, h, H // h, w, W // w, C)
+        y = channel_norm(x, self.weight).view(B, T, h, H // h, w, W // w, C)
         return (y * (1 + scale) + shift).view(B, T, H, W, C)
 
 

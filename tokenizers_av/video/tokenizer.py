@@ -89,6 +89,8 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin):
 
         Raises ValueError for other sizes.
         """
+        if video.dim() != 5 or video.shape[1] != 3:
+            raise ValueError(f"video has shape {tuple(video.shape)}, expected (B, 3, T, H, W)")
         (T, H, W), s = video.shape[2:], self.spatial_stride
         if (T - 1) % self.temporal_stride or H % s or W % s:
             raise ValueError(f"video has {T} frames of {H}x{W} pixels, expected 1 + a multiple of "
@@ -113,8 +115,9 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin):
 
     def reconstruct(self, video: Tensor) -> Tensor:
         """Through the ids and back: as many frames of the same size as `video` (B, 3, T, H, W) has."""
+        ids = self.encode(video)
         T, H, W = video.shape[2:]
-        return self.decode(self.encode(video))[:, :, :T, :H, :W]
+        return self.decode(ids)[:, :, :T, :H, :W]
 
     @torch.no_grad()
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
