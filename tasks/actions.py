@@ -83,7 +83,15 @@ def reconstruct(args: Namespace) -> None:
             raise InputError(f"{option} needs a picture, {args.media} has none")
     source.try_out()
     size = None if args.size is None else _picture_size(args.size, source)
-    poet = _load(args, "reconstruct", {"media": args.media, **({"size": size} if size else {})})
+    from tasks.model_folder import open_video_tokenizer
+
+    video = open_video_tokenizer(args.video_tokenizer) if args.video_tokenizer else None
+    shown = {"size": size} if size else {}
+    if video is not None:
+        shown["video_tokenizer"] = args.video_tokenizer
+    poet = _load(args, "reconstruct", {"media": args.media, **shown})
+    if video is not None:
+        poet.codec.video = video.to(poet.codec.device).eval()
     from tasks.reconstruct import Distance, reconstructed, side_by_side
     from tokenizers_av.clip import Clip
 

@@ -131,6 +131,9 @@ def _reconstruct(commands: argparse._SubParsersAction) -> None:
         "--size", metavar="SIZE", help="HxW pixels, N for a square, or source: the clip's own; without it the model's"
     )
     parser.add_argument("--side-by-side", action="store_true", help="show the original on the left")
+    parser.add_argument(
+        "--video-tokenizer", metavar="FOLDER", help="use this one instead, such as avpoet-train video-tokenizer leaves"
+    )
     _model(parser)
 
 

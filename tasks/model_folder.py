@@ -17,6 +17,7 @@ from tasks.errors import InputError
 if TYPE_CHECKING:
     from lm import Sampling
     from tasks.sequence import Layout
+    from tokenizers_av.video import VideoTokenizer
 
 CONFIG = "config.json"
 PARTS = ("video_tokenizer", "audio_tokenizer", "text_tokenizer", "lm")
@@ -154,6 +155,21 @@ def n_parameters(folder: Path) -> int:
         with safe_open(path, framework="pt") as file:
             total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return total
+
+
+def open_video_tokenizer(folder: str | Path) -> VideoTokenizer:
+    """The video tokenizer in a folder of its own; raises InputError where there is none, or a damaged one."""
+    from safetensors import SafetensorError
+
+    from tokenizers_av.video import VideoTokenizer
+
+    if not (Path(folder) / CONFIG).is_file():
+        raise InputError(f"{folder}: no video tokenizer there, expected a folder with {CONFIG} and model.safetensors")
+    try:
+        with quietly():
+            return VideoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: no video tokenizer that can be opened ({error})") from None
 
 
 @contextmanager

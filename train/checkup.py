@@ -234,6 +234,34 @@ def check_gradient(job: VideoTokenizerJob, device: torch.device) -> str:
     return f"reaches all {len(parameters)} parameters ({n / 1e6:.1f}M numbers)"
 
 
+def check_losses(job: VideoTokenizerJob, device: torch.device) -> str:
+    """One batch of clips and one of images through every loss, with finite gradients for both players."""
+    assert job.critic is not None
+    job.model.train()
+    job.critic.to(device)
+    torch.nn.init.normal_(job.critic.discriminator.head.weight)  # at zero nothing would reach the other layers
+    batches: dict[bool, Tensor] = {}
+    for step in range(64):  # the share decides which come first
+        batch = job.batch(step, 0, 1, 1.0)
+        batches.setdefault(batch.shape[2] == 1, batch)
+    found = set()
+    for batch in batches.values():
+        job.model.zero_grad()
+        job.critic.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16):
+            loss, metrics = job.loss(job.model, batch, 1.0)
+        loss.backward()
+        found |= {name for name in metrics if name not in ("codes", "soft", "psnr")}
+        for who, player in (("tokenizer", job.model), ("discriminator", job.critic)):
+            for name, p in player.named_parameters():
+                if p.grad is not None and not p.grad.isfinite().all():
+                    raise Failed(f"the gradient of the {who} is not finite in {name}")
+        missed = [name for name, p in job.critic.named_parameters() if p.grad is None or not p.grad.any()]
+        if missed:
+            raise Failed(f"the gradient does not reach {', '.join(missed[:5])} of the discriminator")
+    return ", ".join(sorted(found)) + " of clips and images"
+
+
 class _Crash(Exception):
     """What a kill would do."""
 
@@ -274,13 +302,15 @@ def check_checkpoint(model: VideoTokenizer, make_job: Callable[[], Crashing], cl
     whole, crashed, resumed = make_job(), make_job(), make_job()
     crashed.crash_at = 2
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars
-        fit(whole, folder / "whole", config, device=str(device))
+        finished = bool(fit(whole, folder / "whole", config, device=str(device)))
         with contextlib.suppress(_Crash):
-            fit(crashed, folder / "crashed", config, device=str(device))
-        fit(resumed, folder / "crashed", config, resume=True, device=str(device))
+            finished = bool(fit(crashed, folder / "crashed", config, device=str(device)))
+        finished = finished and bool(fit(resumed, folder / "crashed", config, resume=True, device=str(device)))
+    if not finished:  # a signal
+        raise KeyboardInterrupt
     losses = crashed.losses + resumed.losses
     if len(losses) != len(whole.losses):
-        raise Failed(f"a training of {config.steps} steps that was resumed has made {len(losses)}")
+        raise Failed(f"a training of {len(whole.losses)} steps that was resumed has made {len(losses)}")
     tolerance = 1e-5 if device.type == "cpu" else 1e-2
     for step, (a, b) in enumerate(zip(whole.losses, losses, strict=True)):
         if not abs(a - b) <= tolerance:

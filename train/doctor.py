@@ -64,9 +64,11 @@ def diagnose(
     from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
     from train import checkup
     from train.loop import LoopConfig
+    from train.perceptual import open_perceptual
     from train.presets import CHAINS
     from train.stages import check_out
     from train.video_tokenizer import VideoTokenizerJob
+    from train.video_training import VideoTraining
 
     if preset not in CHAINS:
         raise InputError(f"unknown preset {preset!r}, expected one of {', '.join(sorted(CHAINS))}")
@@ -83,9 +85,13 @@ def diagnose(
     model = VideoTokenizer(video_tokenizer_config(chain.video)).to(place)
     training = replace(checkup.OVERFIT, lr=2 * chain.video_training.lr)
 
-    def job(kind: type[VideoTokenizerJob] = VideoTokenizerJob) -> Any:
+    all_losses = replace(chain.video_training, image_share=0.5, soft_share=0.0, adversarial_from=0.0, r1_every=1,
+                         adversarial_weight=chain.video_training.adversarial_weight or 0.1)  # fmt: skip
+
+    def job(kind: type[VideoTokenizerJob] = VideoTokenizerJob, training: VideoTraining = training, **more: Any) -> Any:
         source = checkup.OneClip(clip)
-        return kind(copy.deepcopy(model), source, source, chain.spec, batch_size=1, seed=seed, training=training)
+        return kind(copy.deepcopy(model), source, source, chain.spec, batch_size=1, seed=seed, training=training,
+                    **more)  # fmt: skip
 
     checks: list[Check] = []
 
@@ -110,6 +116,8 @@ def diagnose(
         look("streaming", lambda: checkup.check_streaming(moved))
         look("sizes", lambda: checkup.check_sizes(moved))
         look("gradient", lambda: checkup.check_gradient(job(), place))
+        look("losses", lambda: checkup.check_losses(
+            job(training=all_losses, perceptual=open_perceptual(all_losses.perceptual)), place))  # fmt: skip
         look("checkpoint", lambda: checkup.check_checkpoint(moved, lambda: job(checkup.Crashing), clip, Path(folder)))
         look("overfit", lambda: checkup.check_overfit(job(checkup.Overfit), kept, limit, place))
         if (kept / "config.json").is_file():

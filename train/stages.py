@@ -154,18 +154,9 @@ def report_skipped(*sources: Source) -> None:
 
 def _start_from(folder: Path, config: VideoTokenizerConfig) -> VideoTokenizer:
     """The tokenizer in `folder`; raises InputError where it is none, or not one of `config`."""
-    from safetensors import SafetensorError
+    from tasks.model_folder import open_video_tokenizer
 
-    from tasks.model_folder import quietly
-    from tokenizers_av.video import VideoTokenizer
-
-    if not (folder / "config.json").is_file():
-        raise InputError(f"--init {folder}: no video tokenizer there, expected a folder with config.json")
-    try:
-        with quietly():
-            tokenizer = VideoTokenizer.from_pretrained(folder).float()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"--init {folder}: {error}") from None
+    tokenizer = open_video_tokenizer(folder).float()
     if tokenizer.config != config:
         names = [f.name for f in fields(config) if getattr(config, f.name) != getattr(tokenizer.config, f.name)]
         wrong = ", ".join(f"{n}={getattr(tokenizer.config, n)}, the preset {getattr(config, n)}" for n in names)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"clips of the playground (default: {PLAYGROUND_CLIPS})")  # fmt: skip
     parser.add_argument("--frames", type=int, metavar="N", help="frames of a window (default: those of the model)")
     parser.add_argument("--size", type=int, metavar="N", help="height and width (default: those of the model)")
-    parser.add_argument("--fps", type=float, metavar="N", help="frames per second (default: those of the model)")
+    parser.add_argument("--fps", type=float, metavar="N", help="frames per second (default: those of the model, or 8)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")
 
@@ -112,6 +112,9 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, list[Shard], list[tuple[s
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} {value}: need a number above 0")
+    for name, most in (("frames", 100_001), ("size", 8192), ("fps", 1000)):
+        if (getattr(args, name) or 0) > most:
+            raise InputError(f"--{name} {getattr(args, name)}: need at most {most}")
     check_out(args.out)
     device = pick_device(args.device)
     folder = _tokenizer_folder(args.tokenizers)
@@ -152,8 +155,12 @@ def _spec(folder: Path, args: argparse.Namespace, video: VideoTokenizer, audio: 
     from tasks.model_folder import CONFIG, read_config
     from train.data import MediaSpec
 
-    n_frames, size, fps = MediaSpec.n_frames, MediaSpec.size, MediaSpec.fps
-    if (folder / CONFIG).is_file():
+    fps = MediaSpec.fps
+    if not (folder / CONFIG).is_file():
+        if args.frames is None or args.size is None:
+            raise InputError(f"{folder}: no {CONFIG} says how long and how large clips are; give --frames and --size")
+        n_frames, size = args.frames, args.size
+    else:
         config = read_config(folder)
         n_frames, size, fps = config.layout.n_frames, config.size[0], config.layout.fps
         if args.size is None and config.size[0] != config.size[1]:

@@ -8,12 +8,14 @@ follows from the list of files alone, so shards can be made in any order, and th
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from tasks.errors import InputError
@@ -22,8 +24,8 @@ from tokenizers_av.audio import AudioTokenizer
 from tokenizers_av.clip import ClipReader, MediaError
 from tokenizers_av.media_formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tokenizers_av.video import VideoTokenizer
-from train.data import SPLITS, MediaSpec, open_source
-from train.data.folder import FolderSource, to_audio, to_video
+from train.data import MediaSpec, open_source
+from train.data.folder import FolderSource, find_media, to_audio, to_video
 from train.tokens import Window, encode, shard_path, source_windows, write_shard
 
 if TYPE_CHECKING:
@@ -74,14 +76,14 @@ def open_tokenizers(folder: Path) -> tuple[VideoTokenizer, AudioTokenizer]:
         with quietly():
             video = VideoTokenizer.from_pretrained(folder / "video_tokenizer").eval()
             return video, AudioTokenizer.from_pretrained(folder / "audio_tokenizer").eval()
-    except (TypeError, ValueError, RuntimeError, OSError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: its tokenizers cannot be opened ({error})") from None
 
 
 def list_files(media: Path) -> list[tuple[str, int]]:
     """The path inside the folder and the bytes of each media file, sorted; raises MediaError where there are none."""
-    folders = [FolderSource(media, split) for split in SPLITS]
-    return [(name, _n_bytes(folders[0].root / name)) for name in sorted({n for f in folders for n in f.files})]
+    root, names = find_media(media)
+    return [(name, _n_bytes(root / name)) for name in names]
 
 
 def _n_bytes(path: Path) -> int:
@@ -145,6 +147,8 @@ class Maker:
         waiting: list[Waiting] = []
         for name, n_bytes in shard.files:
             path, n_rows, told = folder.root / name, 0, 0.0
+            if n_bytes and not path.exists():  # a disk that is gone must not look like damaged files
+                raise FileNotFoundError(f"{path}: was there when the files were listed, and is gone")
             try:
                 for start, share, frames, samples in file_windows(path, spec):
                     waiting.append((name, start, frames, samples))
@@ -155,9 +159,11 @@ class Maker:
                         yield from self._encode(waiting, folder)
                         waiting.clear()
             except MediaError as error:
-                if not n_rows:
-                    skipped.append((name, str(error).removeprefix(f"{path}: ")))
-                tell(0, 0, f"cut off after {n_rows} windows: {error}" if n_rows else f"skipped: {error}")
+                reason = str(error).removeprefix(f"{path}: ")
+                if n_rows:
+                    reason = f"all but the first {n_rows} windows ({reason})"
+                skipped.append((name, reason))
+                tell(0, 0, f"skipped: {name}: {reason}")
             tell(n_bytes - told, 0, None)
         if waiting:
             yield from self._encode(waiting, folder)
@@ -177,20 +183,24 @@ def file_windows(path: Path, spec: MediaSpec) -> Iterator[tuple[float, float, Te
     samples (N,) or None where it has no sound.
 
     What is left at the end is dropped, but a file shorter than one window is held on its last frame to fill it.
-    Raises MediaError for anything that cannot be decoded.
+    Raises MediaError for anything that cannot be decoded, and at the end of a file that is cut off.
     """
     try:
         with ClipReader(path, fps=spec.fps, size=spec.size, sample_rate=spec.sample_rate) as reader:
             if not reader.has_video:
                 raise MediaError(f"{path}: has no picture")
             seconds = reader.seconds or float("inf")
+            end = 0.0
             for k, clip in enumerate(reader.windows(n_frames=spec.n_frames)):
+                end = k * spec.seconds + clip.n_frames / spec.fps
                 if k and clip.n_frames < spec.n_frames:
-                    return
+                    break
                 share = min(1.0, (k + 1) * spec.seconds / seconds)
                 samples = None if clip.samples is None else to_audio(clip, spec)
                 yield k * spec.seconds, share, to_video(clip, spec), samples
-    except MediaError:
+            if reader.seconds and end < reader.seconds - max(1.0, spec.seconds):
+                raise MediaError(f"{path}: its picture ends after {end:.1f} of {reader.seconds:.1f} s")
+    except (MediaError, MemoryError):
         raise
     except Exception as error:  # decoders raise many kinds for damaged files
         raise MediaError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from error
@@ -266,3 +276,6 @@ def _work(plan: Plan, process: int, link: Connection) -> None:
             link.send(None)
     except (EOFError, BrokenPipeError):
         return
+    except OSError as error:
+        print(f"avpoet-train: error: {error}", file=sys.stderr)
+        sys.exit(1)

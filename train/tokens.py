@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -215,7 +216,8 @@ def write_shard(path: Path, windows: Iterable[Window], origin: dict[str, Any],
                 skipped: Sequence[tuple[str, str]] = ()) -> None:  # fmt: skip
     """Write `windows` to one Parquet file, whole or not at all.
 
-    `origin` says what they were made from (see `check_origin`), `skipped` names files without rows, and why.
+    `origin` says what they were made from (see `check_origin`), `skipped` names files without rows, or with less than
+    they should have, and why.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -223,7 +225,7 @@ def write_shard(path: Path, windows: Iterable[Window], origin: dict[str, Any],
     rows = list(windows)
     audio_type = pa.int16() if origin["audio_dtype"] == "int16" else pa.int32()
     columns = {
-        "file_name": pa.array([w.file_name for w in rows], pa.string()),
+        "file_name": pa.array([os.fsencode(w.file_name).decode("utf-8", "replace") for w in rows], pa.string()),
         "start": pa.array([w.start for w in rows], pa.float32()),
         "caption": pa.array([w.caption for w in rows], pa.string()),
         "video": _lists([w.video.numpy() for w in rows], pa.int32()),

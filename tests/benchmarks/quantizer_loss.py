@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -57,7 +55,7 @@ def measure(name: str, group: int, args: argparse.Namespace) -> dict:
     """Median and spread of the milliseconds of one step, and its peak memory."""
     torch.manual_seed(0)
     function, dim = loss_function(name, group, args)
-    cuda = args.device == "cuda"
+    cuda = torch.device(args.device).type == "cuda"
 
     def step(z: Tensor) -> float:
         start = time.perf_counter()
@@ -93,6 +91,8 @@ def measure(name: str, group: int, args: argparse.Namespace) -> dict:
 
 def main() -> None:
     """Parse, measure, print."""
+    from video_peers import conditions  # not in the processes that measure
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bits", type=int, default=18)
     parser.add_argument("--tokens", type=int, default=1280)
@@ -114,10 +114,8 @@ def main() -> None:
         times = f"{r['ms']:>10}{low:>10}{high:>10}"
         print(f"{r['quantizer']:<18}{r['entropy_group'] or '-':>6}{times}{r['peak_memory_mib']:>10}")
     result = {
-        "bits": args.bits, "tokens": args.tokens, "dtype": "float32", "device": args.device,
-        "threads": torch.get_num_threads(), "cores": os.cpu_count(),
-        "machine": torch.cuda.get_device_name() if args.device == "cuda" else platform.machine(),
-        "torch": torch.__version__, "rows": rows,
+        **conditions(), "device": torch.cuda.get_device_name() if torch.device(args.device).type == "cuda" else "cpu",
+        "bits": args.bits, "tokens": args.tokens, "dtype": "float32", "rows": rows,
     }  # fmt: skip
     print(json.dumps(result))
 

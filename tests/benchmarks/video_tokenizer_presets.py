@@ -17,6 +17,7 @@ import sys
 import time
 
 import torch
+from video_peers import conditions
 
 from tokenizers_av.video import VIDEO_PRESETS, VideoTokenizer, video_tokenizer_config
 
@@ -69,15 +70,15 @@ def main() -> None:
     for preset in args.presets:
         command = [sys.executable, __file__, "--presets", preset, "--dtype", args.dtype,
                    "--threads", str(args.threads), "--runs", str(args.runs), "--in-process"]  # fmt: skip
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(found.stdout.splitlines()[-1]))
     print("| " + " | ".join(rows[0]) + " |")
     print("|" + " --- |" * len(rows[0]))
     for row in rows:
         cells = (f"{value:,}" if isinstance(value, int) else str(value) for value in row.values())
         print("| " + " | ".join(cells) + " |")
-    conditions = {"dtype": args.dtype, "threads": args.threads, "runs": args.runs, "torch": torch.__version__}
-    print(json.dumps({"rows": rows, **conditions}))
+    torch.set_num_threads(args.threads)
+    print(json.dumps({"rows": rows, **conditions(), "dtype": args.dtype, "runs": args.runs}))
 
 
 if __name__ == "__main__":

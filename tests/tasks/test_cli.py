@@ -17,6 +17,7 @@ import torch
 from tasks import TASKS, InputError
 from tasks.cli import build_parser, main, run
 from tokenizers_av.clip import Clip, read_clip
+from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
 
 
 def parsers(parser: argparse.ArgumentParser | None = None):
@@ -116,6 +117,7 @@ def bad(*words: str) -> object:
         bad("reconstruct", "{tone}", "--out", "{tmp}/x.wav", "--side-by-side"),
         bad("reconstruct", "{photo}", "--out", "{tmp}/x.wav"),
         bad("reconstruct", "{tone}", "--out", "{tmp}/x.wav", "--size", "64"),
+        bad("reconstruct", "{clip}", "--out", "{tmp}/x.mp4", "--video-tokenizer", "{tmp}"),
         bad("reconstruct", "{dot}", "--out", "{tmp}/x.png", "--size", "source"),
         *(
             bad("reconstruct", "{clip}", "--out", "{tmp}/x.mp4", "--size", size)
@@ -206,6 +208,14 @@ def test_extend_and_reconstruct_write_their_files(debug_model, clip_file, tone, 
     assert abs(read_clip(sound).seconds - 2.2) < 0.01
     assert main(["reconstruct", str(photo), "--out", str(image), *model]) == 0
     assert read_clip(image).frames.shape == (1, 16, 16, 3)
+
+
+def test_reconstruct_takes_a_video_tokenizer_by_itself(debug_model, clip_file, tmp_path, capsys):
+    torch.manual_seed(1)
+    VideoTokenizer(video_tokenizer_config("debug", bits=6)).save_pretrained(tmp_path / "v")
+    words = ["reconstruct", str(clip_file), "--model", str(debug_model), "--out", str(tmp_path / "x.mp4")]
+    assert main([*words, "--video-tokenizer", str(tmp_path / "v")]) == 0
+    assert "of 64" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("size", "shape"), [("source", (24, 32)), ("20", (20, 20)), ("33x26", (33, 26))])

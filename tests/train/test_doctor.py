@@ -17,9 +17,11 @@ from tokenizers_av.video.layers import SpatialDown, TemporalConv
 from train import checkup, doctor, loop
 from train.checkup import Failed, OneClip
 from train.data import MediaSpec
+from train.discriminator import DownBlock
 from train.doctor import Check, diagnose
 from train.loop import LoopConfig
 from train.video_tokenizer import VideoTokenizerJob
+from train.video_training import VideoTraining
 
 SPEC = MediaSpec(n_frames=5, size=16)
 CPU = torch.device("cpu")
@@ -64,8 +66,8 @@ def test_a_sound_training_passes_and_leaves_model_and_picture(
     seen: list[Check] = []
     checks = diagnose(clips, preset="debug", steps=30, device="cpu", out=tmp_path / "out", report=seen.append)
     assert checks == seen and [check.name for check in checks] == [
-        "machine", "data", "quantizer", "causality", "streaming", "sizes", "gradient", "checkpoint", "overfit", "codes",
-        "picture", "memory",
+        "machine", "data", "quantizer", "causality", "streaming", "sizes", "gradient", "losses", "checkpoint",
+        "overfit", "codes", "picture", "memory",
     ]  # fmt: skip
     assert all(check.ok for check in checks), [str(check) for check in checks]
     found = words(checks)
@@ -232,3 +234,30 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_2(
     assert main(*arguments) == 2
     out, error = capsys.readouterr()
     assert not out and error.startswith("avpoet-train: error:") and error.count("\n") == 1 and message in error
+
+
+def test_a_discriminator_that_learns_nothing_is_found(
+    model: VideoTokenizer, clip: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = VideoTraining(adversarial_weight=0.1, adversarial_from=0.0, r1_every=1, image_share=0.5, soft_share=0.0,
+                             discriminator_dims=(8, 8))  # fmt: skip
+
+    def job() -> VideoTokenizerJob:
+        source = OneClip(clip)
+        return VideoTokenizerJob(copy.deepcopy(model), source, source, SPEC, batch_size=1, training=training)
+
+    found = checkup.check_losses(job(), CPU)
+    assert found.endswith("of clips and images") and all(name in found for name in ("d_real", "entropy", "mae"))
+    right = DownBlock.forward
+    monkeypatch.setattr(DownBlock, "forward", lambda self, x: right(self, x.detach()) + 0 * x.mean())
+    with pytest.raises(Failed, match=r"does not reach discriminator\.stem\.weight"):
+        checkup.check_losses(job(), CPU)
+
+
+def test_a_signal_during_the_checkpoint_check_ends_the_doctor(
+    model: VideoTokenizer, clip: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkup, "fit", lambda *args, **options: {})  # what `fit` returns after a signal
+    with pytest.raises(KeyboardInterrupt):
+        source = OneClip(clip)
+        checkup.check_checkpoint(model, lambda: checkup.Crashing(model, source, source, SPEC), clip, tmp_path)

@@ -186,3 +186,35 @@ def test_split_is_stable_and_disjoint():
     for n in (20, 21, 25):
         assert split_files(names[:n], "test") and split_files(names[:n], "train")
     assert split_files(names[:19], "train") == split_files(names[:19], "test") == names[:19]
+
+
+def test_the_only_file_with_a_picture_is_always_found(tmp_path):
+    save_clip(tmp_path / "still.png", n_frames=1, sound=False)
+    for i in range(18):
+        (tmp_path / f"{i:02d}.wav").touch()  # without a picture, known by their names
+    source = FolderSource(tmp_path)
+    for first in range(0, 1500, 500):
+        assert len(source.batch(range(first, first + 500), MediaSpec(n_frames=1, size=16), audio=False).video) == 500
+
+
+def test_each_split_has_pictures_and_sounds():
+    names = [f"{i}.mp4" for i in range(20)] + [f"{i}.wav" for i in range(25)] + ["a.png"]
+    for suffix in (".mp4", ".wav"):
+        train, test = ({n for n in split_files(names, split) if n.endswith(suffix)} for split in ("train", "test"))
+        assert train and test and not train & test
+    few = split_files([*names[:5], *names[20:]], "train")
+    assert {n for n in few if n.endswith(".mp4")} == set(names[:5])
+
+
+def test_linked_folders_count_and_loops_end(tmp_path):
+    save_clip(tmp_path / "elsewhere" / "a.mp4")
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "deep" / "loop").symlink_to(tmp_path / "data")
+    assert FolderSource(tmp_path / "data").files == ["linked/a.mp4"]
+
+
+def test_captions_hold_only_what_utf8_can(tmp_path):
+    save_clip(tmp_path / "still.png", n_frames=1, sound=False)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "still.png", "text": "a ball \\ud83d"}\n')
+    assert FolderSource(tmp_path).caption("still.png") == "a ball ?"

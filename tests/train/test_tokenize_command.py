@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import torch
 
 from tasks import AVPoet, InputError
 from tokenizers_av.clip import Clip, MediaError, read_clip
-from train import tokenize_command, tokenize_shards
+from train import tokenize_shards
 from train.checkpoint import CheckpointError
 from train.data import MediaSpec, open_source
 from train.data.folder import to_audio, to_video
@@ -219,7 +220,7 @@ def test_shards_hold_neighbours_of_limited_size() -> None:
         ("media", ["--frames", "6"], "--frames 6: need 1 .* of 4, such as 9"),
         ("media", ["--size", "4"], "size >= 8"),
         ("media", ["--fps", "nan"], "--fps nan: need"),
-        ("media", ["--fps", "100000"], "too short for one column of audio ids"),
+        ("media", ["--fps", "1000"], "too short for one column of audio ids"),
         ("media", ["--workers", "0"], "--workers 0: need"),
         ("media", ["--tokenizers", "nobody"], "no model 'nobody'"),
         ("media", ["--device", "toaster"], "device 'toaster'"),
@@ -243,7 +244,58 @@ def test_without_pyarrow_the_cure_is_named(media: Path, tokenize, monkeypatch: p
         tokenize(media)
 
 
-def test_help_names_every_option() -> None:
+def test_a_file_that_is_cut_off_is_coded_up_to_there_and_named(tmp_path: Path, tokenize, capsys) -> None:
+    data = tmp_path / "data"
+    save(data / "whole.mp4", 40)
+    (data / "half.mp4").write_bytes((data / "whole.mp4").read_bytes()[: (data / "whole.mp4").stat().st_size // 2])
+    assert tokenize(data) == 0
+    out, err = capsys.readouterr()
+    names = [row["file_name"] for row in rows(tmp_path / "tokens")]
+    assert names.count("whole.mp4") == 8 and 0 < names.count("half.mp4") < 8
+    assert json.loads(out.splitlines()[-1])["skipped"] == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("skipped:")]
+    assert "half.mp4: all but the first" in line and "of 5.0 s" in line
+
+
+def test_a_disk_that_is_gone_is_not_taken_for_damaged_files(tmp_path: Path, tokenize, monkeypatch) -> None:
+    data, out = tmp_path / "data", tmp_path / "tokens"
+    for i in range(8):
+        save(data / f"{i}.mp4", 5)
+    right = tokenize_shards.write_shard
+
+    def unplug(path: Path, *rest) -> None:
+        right(path, *rest)
+        if data.exists():
+            data.rename(tmp_path / "away")
+
+    monkeypatch.setattr(tokenize_shards, "write_shard", unplug)
+    with pytest.raises(FileNotFoundError, match="is gone"):
+        tokenize(data)
+    assert len(list(out.glob("*.parquet"))) == 1
+    (tmp_path / "away").rename(data)
+    monkeypatch.undo()
+    assert tokenize(data) == 0 and len(rows(out)) == 8
+
+
+def test_names_that_are_not_utf8_are_no_hindrance(tmp_path: Path, tokenize) -> None:
+    data = tmp_path / "data"
+    save(data / "a.mp4", 5)
+    try:
+        (data / "a.mp4").rename(data / os.fsdecode(b"caf\xe9.mp4"))
+    except OSError:
+        pytest.skip("the file system has no such names")
+    assert tokenize(data) == 0 and [row["file_name"] for row in rows(tmp_path / "tokens")] == ["caf\ufffd.mp4"]
+
+
+def test_a_chain_without_its_transformer_needs_to_be_told_the_size(tmp_path: Path, media: Path, debug_model: Path):
+    chain = tmp_path / "chain"
+    for part in ("video_tokenizer", "audio_tokenizer"):
+        shutil.copytree(debug_model / part, chain / part)
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    assert tokenize_command.EXAMPLE.split()[2:3] == ["videos/"] and "--workers N" in parser.format_help()
+    words = [str(media), "--tokenizers", str(chain), "--out", str(tmp_path / "tokens"), "--device", "cpu"]
+    with pytest.raises(InputError, match="give --frames and --size"):
+        run(parser.parse_args(words))
+    (chain / "video_tokenizer/model.safetensors").write_bytes(b"short")
+    with pytest.raises(InputError, match="cannot be opened"):
+        run(parser.parse_args([*words, "--frames", "5", "--size", "16"]))

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 TEST_SHARE = 0.05
 MIN_FILES_TO_SPLIT = 20
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt")
-MAX_TRIES = 100  # files drawn for one sample before giving up
+MAX_TRIES = 100  # files drawn at random for one sample before all are tried
 
 
 class FolderSource:
@@ -41,7 +41,8 @@ class FolderSource:
     are empty.
 
     Split: 5 % of the files, chosen by a hash of their path inside the folder, are the test split, so it stays the same
-    when files are added. With fewer than 20 files both splits hold all files, and only the windows drawn differ.
+    when files are added. With fewer than 20 files (sound files count apart) both splits hold all, and only the windows
+    drawn differ.
 
     Sample i is a pure function of (seed, split, i) and the files. A short file is stretched by its last frame and by
     silence, an image stands still, a video without sound is silent. Files that lack what is asked for are not drawn:
@@ -58,21 +59,10 @@ class FolderSource:
     def __init__(self, path: str | Path, split: str = "train", seed: int = 0, augment: bool = False) -> None:
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
-        self.root = Path(path)
         self.split, self.seed, self.augment = split, seed, augment
         self.len: int | None = None  # windows are drawn at random: any index >= 0 is valid
-        if self.root.is_file():
-            self.root, found = self.root.parent, [self.root.name]
-            if Path(path).suffix.lower() not in INPUT_SUFFIXES:
-                raise MediaError(f"{path}: not a media file by its name; known are {' '.join(INPUT_SUFFIXES)}")
-            self._captions = read_captions(self.root, deep=False)
-        elif self.root.is_dir():
-            found = sorted(_media_files(self.root))
-            self._captions = read_captions(self.root)
-        else:
-            raise MediaError(f"{self.root}: no such folder; give a folder of media files")
-        if not found:
-            raise MediaError(f"{self.root}: no media files in it; known are {' '.join(INPUT_SUFFIXES)}")
+        self.root, found = find_media(Path(path))
+        self._captions = read_captions(self.root, deep=Path(path).is_dir())
         self.files = split_files(found, split)
         self.skipped: dict[str, str] = {}  # files that could not be read so far -> why
         self._unusable: set[tuple[str, bool]] = set()  # (file, whether a picture was wanted)
@@ -109,12 +99,18 @@ class FolderSource:
         beside = (self.root / name).with_suffix(".txt")
         if not beside.is_file():
             return ""
-        return " ".join(beside.read_text(encoding="utf-8", errors="replace").split())
+        try:
+            return " ".join(beside.read_text(encoding="utf-8", errors="replace").split())
+        except OSError as error:
+            log.warning("%s: the caption cannot be read (%s)", beside, error.strerror)
+            return ""
 
     def _sample(self, index: int, spec: MediaSpec, video: bool, audio: bool) -> tuple[Clip, str]:
         draw = random.Random(f"{self.seed}/{self.split}/{index}")
-        for _ in range(max(MAX_TRIES, 4 * len(self.files))):
-            name, place = self.files[draw.randrange(len(self.files))], draw.random()
+        n, number = len(self.files), 0
+        for k in range(MAX_TRIES + n):  # at random, in the end one after the other
+            number = draw.randrange(n) if k < MAX_TRIES else (number + 1) % n
+            name, place = self.files[number], draw.random()
             if (name, video) in self._unusable:
                 continue
             look = random.Random(f"{self.seed}/{self.split}/{index}/look")  # apart: tries must not depend on it
@@ -205,21 +201,52 @@ class _Lacking(Exception):
     """A good file that does not hold what is asked for."""
 
 
+def find_media(path: Path) -> tuple[Path, list[str]]:
+    """A folder and the sorted paths of the media files inside it, however deep; of one file, its folder and its name.
+
+    Linked folders count. Raises MediaError where there are none.
+    """
+    if path.is_file():
+        if path.suffix.lower() not in INPUT_SUFFIXES:
+            raise MediaError(f"{path}: not a media file by its name; known are {' '.join(INPUT_SUFFIXES)}")
+        return path.parent, [path.name]
+    if not path.is_dir():
+        raise MediaError(f"{path}: no such folder; give a folder of media files")
+    found = sorted(_media_files(path))
+    if not found:
+        raise MediaError(f"{path}: no media files in it; known are {' '.join(INPUT_SUFFIXES)}")
+    return path, found
+
+
 def _media_files(root: Path) -> Iterator[str]:
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    def complain(error: OSError) -> None:
+        raise MediaError(f"{error.filename}: the folder cannot be read ({error.strerror})")
+
+    seen = set()
+    for folder, folders, names in os.walk(root, onerror=complain, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in INPUT_SUFFIXES:
                 yield (Path(folder) / name).relative_to(root).as_posix()
 
 
 def split_files(names: list[str], split: str) -> list[str]:
-    """The files of a split: those whose hash lies in the lowest 5 % are the test files (at least one of each split)."""
-    if len(names) < MIN_FILES_TO_SPLIT:
-        return names
-    rank = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in names}
-    test = {name for name in names if rank[name] < TEST_SHARE} or {min(names, key=rank.__getitem__)}
-    return [name for name in names if (name in test) == (split == "test")] or names
+    """The files of a split: those whose hash lies in the lowest 5 % are the test files (at least one of each split).
+
+    Files with and without pictures are split apart, those of a kind of which there are fewer than 20 are in both.
+    """
+    sounds = {name for name in names if Path(name).suffix.lower() in AUDIO_SUFFIXES}
+    here: set[str] = set()
+    for kind in ([n for n in names if n not in sounds], [n for n in names if n in sounds]):
+        rank = {name: int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") / 2**64 for name in kind}
+        test = {name for name in kind if rank[name] < TEST_SHARE} or set(sorted(kind, key=rank.__getitem__)[:1])
+        chosen = test if split == "test" else set(kind) - test
+        here |= chosen if len(kind) >= MIN_FILES_TO_SPLIT and chosen else set(kind)
+    return [name for name in names if name in here]
 
 
 def read_captions(root: Path, deep: bool = True) -> dict[str, str]:
@@ -237,8 +264,13 @@ def read_captions(root: Path, deep: bool = True) -> dict[str, str]:
             text = next((row[column] for column in CAPTION_COLUMNS if row.get(column)), "")
             text = text[0] if isinstance(text, list) else text
             full = os.path.normpath(file.parent.relative_to(root) / name)
-            captions[Path(full).as_posix()] = str(text).strip()
+            captions[Path(full).as_posix()] = _sound_text(str(text).strip())
     return captions
+
+
+def _sound_text(text: str) -> str:
+    """`text` without what UTF-8 cannot hold, such as half of an emoji that was cut."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict]]:
