@@ -35,7 +35,7 @@ NEED_DB, ENOUGH_DB = 33.0, 34.0  # to pass, and to stop early
 CHECK_EVERY = 10.0  # seconds between two looks at how well the clip is known
 MAX_FILES = 50  # files that are read
 # one clip has no use for balanced codes, and so short a run none for long averages
-OVERFIT = VideoTraining(ema=0.9, edge_weight=0.0, entropy_weight=0.02, soft_share=0.3)
+OVERFIT = VideoTraining(ema=0.9, mae_weight=0.3, edge_weight=0.0, entropy_weight=0.02, soft_share=0.3)
 
 
 class Failed(Exception):

@@ -15,8 +15,8 @@ class VideoTraining:
     image_share: float = 0.0  # of the steps that see images
     images_per_clip: int = 4  # images in a batch of images for each clip in a batch of clips
     log_mse_weight: float = 0.1
-    mae_weight: float = 0.3
-    edge_weight: float = 0.5
+    mae_weight: float = 0.1
+    edge_weight: float = 0.2
     entropy_weight: float = 0.3  # of nats per bit
     entropy_boost: float = 1.0  # factor on it at the start, falling to 1 over the first `soft_share` (the paper: 3)
     commitment_weight: float = 0.1
