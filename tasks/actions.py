@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from tasks.check import (
+    check_levels,
     check_prompt,
     check_prompts,
     check_sampling,
@@ -78,35 +79,63 @@ def reconstruct(args: Namespace) -> None:
     _check_not_input(args.out, args.media)
     one_image = source.has_video and source.is_image
     _check_target(args.out, picture=source.has_video, sound=source.has_audio, one_image=one_image)
-    for option, given in (("--side-by-side", args.side_by_side), ("--size", args.size is not None)):
-        if given and not source.has_video:
-            raise InputError(f"{option} needs a picture, {args.media} has none")
+    _check_parts(args, source)
     source.try_out()
     size = None if args.size is None else _picture_size(args.size, source)
-    from tasks.model_folder import open_video_tokenizer
+    from tasks.model_folder import find_model, open_audio_tokenizer, open_video_tokenizer, read_config
 
     video = open_video_tokenizer(args.video_tokenizer) if args.video_tokenizer else None
-    shown = {"size": size} if size else {}
-    if video is not None:
-        shown["video_tokenizer"] = args.video_tokenizer
-    poet = _load(args, "reconstruct", {"media": args.media, **shown})
+    audio = open_audio_tokenizer(args.audio_tokenizer) if args.audio_tokenizer else None
+    if args.levels is not None:
+        n = audio.n_codebooks if audio else read_config(find_model(args.model)).layout.n_codebooks
+        check_levels(args.levels, n, "--levels")
+    values = {**vars(args), "size": size}
+    shown = _options(values, "media", "size", "video_tokenizer", "audio_tokenizer", "levels", "spectrogram")
+    poet = _load(args, "reconstruct", shown)
     if video is not None:
         poet.codec.video = video.to(poet.codec.device).eval()
+    if audio is not None:
+        poet.codec.audio = audio.to(poet.codec.device).eval()
     from tasks.reconstruct import Distance, reconstructed, side_by_side
+    from tokenizers_av.audio.spectrogram import Spectrogram
     from tokenizers_av.clip import Clip
 
-    distance = Distance(poet.codec.video.codebook_size)
+    distance = Distance(poet.codec.video.codebook_size, poet.codec.audio)
+    drawn = Spectrogram(poet.codec.sample_rate) if args.spectrogram else None
+    compare = not source.has_video and args.levels is None
 
     def parts() -> Iterator[Clip]:
-        for r in reconstructed(poet.codec, source, size):
+        for r in reconstructed(poet.codec, source, size, args.levels, compare_levels=compare):
             distance.add(r)
+            if drawn is not None and r.original.samples is not None and r.decoded.samples is not None:
+                drawn.add(r.original.samples, r.decoded.samples)
             frames = side_by_side(r) if args.side_by_side and r.decoded.frames is not None else r.decoded.frames
             yield Clip(frames, r.decoded.fps, r.decoded.samples, r.decoded.sample_rate)
 
     _write(args.out, parts(), poet, source.has_audio)
     print(args.out)
+    if drawn is not None:
+        drawn.save(args.spectrogram)
+        print(args.spectrogram)
     for name, value in distance.figures().items():
         print(f"{name}: {value}")
+
+
+def _check_parts(args: Namespace, source: Source) -> None:
+    """Raise where an option is about a picture or a sound that is not there, or the spectrogram has no place."""
+    for part, there, options in (
+        ("picture", source.has_video, ("side_by_side", "size", "video_tokenizer")),
+        ("sound", source.has_audio, ("audio_tokenizer", "levels", "spectrogram")),
+    ):
+        for name in options:
+            if not there and getattr(args, name) not in (None, False):
+                raise InputError(f"--{name.replace('_', '-')} needs a {part}, {args.media} has none")
+    if args.spectrogram is None:
+        return
+    from tokenizers_av.audio.spectrogram import check_png
+
+    check_png(args.spectrogram)
+    _check_not_input(args.spectrogram, args.media)
 
 
 def tasks(args: Namespace) -> None:

@@ -43,6 +43,12 @@ def check_seed(seed: int) -> int:
     return seed
 
 
+def check_levels(levels: int, n_codebooks: int, name: str = "levels") -> int:
+    if isinstance(levels, bool) or not isinstance(levels, int) or not 1 <= levels <= n_codebooks:
+        raise InputError(f"{name} {levels}: this audio tokenizer has {n_codebooks}, expected 1 to {n_codebooks}")
+    return levels
+
+
 def check_size(size: tuple[int, int], name: str = "size") -> tuple[int, int]:
     """(H, W) in pixels."""
     height, width = size

@@ -118,10 +118,12 @@ def _reconstruct(commands: argparse._SubParsersAction) -> None:
         "reconstruct",
         help="code a clip into ids and back, and print the difference",
         description="What the model can know of a video, an image or a sound: through the tokenizers and back, at the\n"
-        "model's frame rate, as one clip of any length in constant memory.",
+        "model's frame rate, as one clip of any length in constant memory. Of a sound without a picture the\n"
+        "figures are given for every number of levels, unless --levels picks one.",
         example=[
             "avpoet reconstruct clip.mp4 --out recon.mp4 --side-by-side",
             "avpoet reconstruct clip.mp4 --out recon.mp4 --size 240x320",
+            "avpoet reconstruct sound.wav --out recon.wav --levels 2 --spectrogram sound.png",
         ],
     )
     parser.set_defaults(action="reconstruct")
@@ -133,6 +135,13 @@ def _reconstruct(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--side-by-side", action="store_true", help="show the original on the left")
     parser.add_argument(
         "--video-tokenizer", metavar="FOLDER", help="use this one instead, such as avpoet-train video-tokenizer leaves"
+    )
+    parser.add_argument("--audio-tokenizer", metavar="FOLDER", help="the same for sound, of any sample rate")
+    parser.add_argument(
+        "--levels", type=int, metavar="K", help="decode sound from the first K levels of its ids; without it from all"
+    )
+    parser.add_argument(
+        "--spectrogram", metavar="FILE.png", help="draw the sound: the original above, its reconstruction below"
     )
     _model(parser)
 

@@ -16,7 +16,6 @@ from tokenizers_av.text import TextTokenizer
 from tokenizers_av.video import VideoTokenizer, n_latent_frames
 
 MAX_TEXT_TOKENS = 64  # VideoPoet A.5.1
-ENCODER_COLUMNS = 50  # a second of past sound at hand for the causal encoder
 
 
 class Codec:
@@ -93,16 +92,20 @@ class Codec:
         with _exact():
             return self.audio.encode(samples[None].to(self.device))[0].cpu()
 
-    def decode_audio(self, ids: Tensor, carry: Tensor | None = None) -> Tensor:
-        """ids (Q, F) -> samples (F * hop_length,); `carry` (Q, c) are the ids before them, for the causal decoder."""
-        with _exact():
-            whole = ids if carry is None else torch.cat([carry, ids], dim=-1)
-            samples = self.audio.decode(whole[None].to(self.device))[0].float().cpu()
-        return samples[samples.shape[0] - ids.shape[-1] * self.audio.hop_length :]
+    def decode_audio(self, ids: Tensor) -> Tensor:
+        """ids (Q, F) -> samples (F * hop_length,)."""
+        return self.audio_decoder()(ids)
 
-    def carry(self, ids: Tensor) -> Tensor:
-        """The last columns of ids (Q, F), as many as the decoder looks back."""
-        return ids[:, max(0, ids.shape[1] - self.audio.context_frames) :]
+    def audio_encoder(self) -> Callable[[Tensor], Tensor]:
+        """A function that codes one sound piece by piece: called with the next samples (N,), it gives the ids (Q, F) of
+        the columns they complete."""
+        stream = _Pushed(self.audio.encode_stream)
+        return lambda samples: stream(samples[None].to(self.device), 1)[0][0].cpu()
+
+    def audio_decoder(self) -> Callable[[Tensor], Tensor]:
+        """A function that decodes one sound piece by piece: called with the next ids (Q, F), it gives their samples."""
+        stream = _Pushed(self.audio.decode_stream)
+        return lambda ids: stream(ids[None].to(self.device), 1)[0][0].cpu()
 
 
 def to_network(frames: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def continue_clip(
     codec: Codec,
     *,
     tail: Tensor,
-    columns: Tensor | None,
+    hear: Callable[[Tensor], Tensor] | None,
     track: Track,
     n_frames: int,
     prompts: list[str],
@@ -98,8 +98,8 @@ def continue_clip(
 ) -> Iterator[Clip]:
     """Yield `n_frames` new frames with their sound, a window at a time.
 
-    tail (T, H, W, 3) uint8: the last frames so far. columns (Q, F): the last audio ids so far; None for no sound.
-    The prompts are spread evenly over the new frames.
+    tail (T, H, W, 3) uint8: the last frames so far. `hear` decodes the next audio ids (Q, F) after those so far; None
+    for no sound. The prompts are spread evenly over the new frames.
     """
     layout = generator.layout
     negative = codec.encode_text(options.negative_prompt)
@@ -118,11 +118,10 @@ def continue_clip(
         done += len(new)
         tail = torch.cat([tail, new])[-n_kept(layout) :]
         samples = None
-        if columns is not None:
+        if hear is not None:
             heard = sound_columns(generator, window.video, options, derived_seed(options.seed, "sound", i), tick)
             heard = heard[:, -n_columns(layout, layout.n_frames - len(given)) :]
-            samples = track.fit(codec.decode_audio(heard, columns), len(new), fill=done == n_frames)
-            columns = codec.carry(torch.cat([columns, heard], dim=1))
+            samples = track.fit(hear(heard), len(new), fill=done == n_frames)
         yield Clip(frames=new, fps=layout.fps, samples=samples, sample_rate=codec.sample_rate)
 
 

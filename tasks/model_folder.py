@@ -17,6 +17,7 @@ from tasks.errors import InputError
 if TYPE_CHECKING:
     from lm import Sampling
     from tasks.sequence import Layout
+    from tokenizers_av.audio import AudioTokenizer
     from tokenizers_av.video import VideoTokenizer
 
 CONFIG = "config.json"
@@ -159,17 +160,28 @@ def n_parameters(folder: Path) -> int:
 
 def open_video_tokenizer(folder: str | Path) -> VideoTokenizer:
     """The video tokenizer in a folder of its own; raises InputError where there is none, or a damaged one."""
-    from safetensors import SafetensorError
-
     from tokenizers_av.video import VideoTokenizer
 
+    return _open_tokenizer(VideoTokenizer, folder, "video")
+
+
+def open_audio_tokenizer(folder: str | Path) -> AudioTokenizer:
+    """The audio tokenizer in a folder of its own; raises InputError where there is none, or a damaged one."""
+    from tokenizers_av.audio import AudioTokenizer
+
+    return _open_tokenizer(AudioTokenizer, folder, "audio")
+
+
+def _open_tokenizer(kind: Any, folder: str | Path, name: str) -> Any:
+    from safetensors import SafetensorError
+
     if not (Path(folder) / CONFIG).is_file():
-        raise InputError(f"{folder}: no video tokenizer there, expected a folder with {CONFIG} and model.safetensors")
+        raise InputError(f"{folder}: no {name} tokenizer there, expected a folder with {CONFIG} and model.safetensors")
     try:
         with quietly():
-            return VideoTokenizer.from_pretrained(str(folder))
+            return kind.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: no video tokenizer that can be opened ({error})") from None
+        raise InputError(f"{folder}: no {name} tokenizer that can be opened ({error})") from None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from lm import LM, Vocabulary
-from tasks.check import check_size
+from tasks.check import check_levels, check_size
 from tasks.codec import Codec
 from tasks.errors import InputError
 from tasks.generation import Generator
@@ -257,10 +257,14 @@ class AVPoet:
                 writer.write(part.frames, part.samples)
         return None
 
-    def reconstruct(self, clip: Media, size: tuple[int, int] | None = None) -> Clip:
-        """The clip through the tokenizers and back, at the model's rates and size or at another `size` (H, W)."""
+    def reconstruct(self, clip: Media, size: tuple[int, int] | None = None, levels: int | None = None) -> Clip:
+        """The clip through the tokenizers and back, at the model's rates and size or at another `size` (H, W).
+
+        Sound is decoded from the first `levels` levels of its ids, or from all.
+        """
         size = None if size is None else check_size(size)
-        return join(r.decoded for r in reconstructed(self.codec, Source(clip), size))
+        levels = None if levels is None else check_levels(levels, self.codec.audio.n_codebooks)
+        return join(r.decoded for r in reconstructed(self.codec, Source(clip), size, levels))
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:

@@ -1,17 +1,19 @@
 """Through the tokenizers and back: what a model can know of a clip, and how far that is from the clip."""
-# Shapes: T frames, H W pixels, N samples
+# Shapes: T frames, H W pixels, N samples, Q audio levels of which k are decoded, F audio columns
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from tasks.codec import ENCODER_COLUMNS, Codec
+from tasks.codec import Codec
 from tasks.source import Source
+from tokenizers_av.audio import AudioTokenizer
+from tokenizers_av.audio.metrics import SoundDistance
 from tokenizers_av.clip import Clip
 
 CEILING = 100.0  # dB, what equal frames count as
@@ -24,35 +26,50 @@ class Reconstruction:
     original: Clip
     decoded: Clip
     ids: Tensor | None = None  # (1, h, w) of the frames
+    sound_ids: Tensor | None = None  # (Q, F) of the audio columns that the samples complete
+    of_levels: Mapping[int, Tensor] = field(default_factory=dict)  # samples (N,) decoded from the first k levels
 
 
-def reconstructed(codec: Codec, source: Source, size: tuple[int, int] | None = None) -> Iterator[Reconstruction]:
+def reconstructed(
+    codec: Codec,
+    source: Source,
+    size: tuple[int, int] | None = None,
+    levels: int | None = None,
+    *,
+    compare_levels: bool = False,
+) -> Iterator[Reconstruction]:
     """Picture and sound in pieces, as soon as they are known; joined, the originals and the decoded are equally long.
 
     The whole picture is one clip to the tokenizer: only its very first frame is coded alone. It is resized to `size`
-    (H, W), or to the model's. Sound is coded in whole columns.
+    (H, W), or to the model's. Sound is coded in whole columns and decoded from the first `levels` levels, or from all.
+    With `compare_levels` it is decoded from each smaller number of levels, too.
     """
     fps, rate = codec.layout.fps, codec.sample_rate
-    picture, sound = _PictureTrip(codec), _SoundTrip(codec)
+    levels = codec.audio.n_codebooks if levels is None else levels
+    picture = _PictureTrip(codec)
+    sound = _SoundTrip(codec, range(1 if compare_levels else levels, levels + 1))
 
     def of_picture(frames: Tensor | None) -> Iterator[Reconstruction]:
         for ids, before, after in picture.push(frames):
             yield Reconstruction(Clip(before, fps, sample_rate=rate), Clip(after, fps, sample_rate=rate), ids)
 
-    def of_sound(before: Tensor, after: Tensor) -> Iterator[Reconstruction]:
+    def of_sound(samples: Tensor, n: int | None = None) -> Iterator[Reconstruction]:
+        ids, before, after = sound.push(samples)
         if len(before):
-            yield Reconstruction(Clip(None, fps, before, rate), Clip(None, fps, after, rate))
+            after = {k: x[:n] for k, x in after.items()}
+            yield Reconstruction(
+                Clip(None, fps, before[:n], rate), Clip(None, fps, after[levels], rate), None, ids, after
+            )
 
     for window in source.windows(sample_rate=rate, fps=fps, size=size or codec.size):
         if window.frames is not None:
             yield from of_picture(window.frames)
         if window.samples is not None:
-            yield from of_sound(*sound.push(window.samples))
+            yield from of_sound(window.samples)
     if source.has_video:
         yield from of_picture(None)
     if n := len(sound.waiting):
-        before, after = sound.push(torch.zeros(-n % sound.hop))
-        yield from of_sound(before[:n], after[:n])
+        yield from of_sound(torch.zeros(-n % sound.hop), n)
 
 
 class _PictureTrip:
@@ -77,37 +94,35 @@ class _PictureTrip:
 
 
 class _SoundTrip:
-    """Codes a sound piece by piece, with what came before at hand for the causal encoder and decoder."""
+    """Codes a sound piece by piece, with what the tokenizer remembers of the past."""
 
-    def __init__(self, codec: Codec) -> None:
-        self.codec, self.hop = codec, codec.audio.hop_length
-        self.past = torch.zeros(0)
-        self.columns: Tensor | None = None
+    def __init__(self, codec: Codec, levels: range) -> None:
+        self.encode, self.hop = codec.audio_encoder(), codec.audio.hop_length
+        self.decode = {k: codec.audio_decoder() for k in levels}
         self.waiting = torch.zeros(0)  # samples that do not fill a column yet
 
-    def push(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """The next samples (N,) in; what is coded of them and before them, and its reconstruction, both (M,)."""
-        whole = torch.cat([self.waiting, samples])
-        n_columns = len(whole) // self.hop
-        coded, self.waiting = whole[: n_columns * self.hop], whole[n_columns * self.hop :]
-        if not n_columns:
-            return coded, coded
-        heard = torch.cat([self.past, coded])
-        ids = self.codec.encode_audio(heard)[:, -n_columns:]
-        decoded = self.codec.decode_audio(ids, self.columns)
-        self.past = heard[-self.hop * ENCODER_COLUMNS :]
-        self.columns = self.codec.carry(ids if self.columns is None else torch.cat([self.columns, ids], dim=1))
-        return coded, decoded
+    def push(self, samples: Tensor) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+        """The next samples (N,) in; out come the ids (Q, F) of the columns they complete, the samples of these columns
+        (M,), and their reconstructions (M,) from the first k levels, for each k.
+        """
+        ids = self.encode(samples)
+        after = {k: decode(ids[:k]) for k, decode in self.decode.items()}
+        whole, n = torch.cat([self.waiting, samples]), self.hop * ids.shape[1]
+        before, self.waiting = whole[:n], whole[n:]
+        return ids, before, after
 
 
 class Distance:
     """Adds up what reconstruction loses and what it costs."""
 
-    def __init__(self, codebook_size: int) -> None:
+    def __init__(self, codebook_size: int, audio: AudioTokenizer | None = None) -> None:
         self.codebook_size = codebook_size
         self.codes: set[int] = set()
         self.n_frames = self.n_pixels = self.n_ids = 0
-        self.frame_psnr = self.sound_error = self.sound_power = 0.0
+        self.frame_psnr = 0.0
+        self.audio = audio
+        self.sound: dict[int, SoundDistance] = {}  # by number of levels
+        self.sound_codes: Tensor | None = None  # (Q, codebook_size) whether they occur
 
     def add(self, r: Reconstruction) -> None:
         if r.original.frames is not None and r.decoded.frames is not None:
@@ -119,10 +134,12 @@ class Distance:
         if r.ids is not None:
             self.codes.update(r.ids.unique().tolist())
             self.n_ids += r.ids.numel()
-        if r.original.samples is not None and r.decoded.samples is not None:
-            error = r.original.samples.double() - r.decoded.samples.double()
-            self.sound_error += float(error.square().sum())
-            self.sound_power += float(r.original.samples.double().square().sum())
+        if r.original.samples is not None and r.sound_ids is not None and self.audio is not None:
+            for k, samples in r.of_levels.items():
+                self.sound.setdefault(k, SoundDistance(r.original.sample_rate)).add(samples, r.original.samples)
+            if self.sound_codes is None:
+                self.sound_codes = torch.zeros(len(r.sound_ids), self.audio.codebook_size, dtype=torch.bool)
+            self.sound_codes.scatter_(1, r.sound_ids, True)
 
     @property
     def psnr(self) -> float | None:
@@ -134,24 +151,35 @@ class Distance:
         """Bits of all ids of the picture over its pixels; None without a picture."""
         return math.log2(self.codebook_size) * self.n_ids / self.n_pixels if self.n_pixels else None
 
-    @property
-    def snr(self) -> float | None:
-        """Signal-to-noise ratio of the sound in dB; None without a sound, or where it is silence."""
-        if self.sound_power == 0:
-            return None
-        return math.inf if self.sound_error == 0 else 10 * math.log10(self.sound_power / self.sound_error)
+    def kbps(self, levels: int) -> float:
+        """Kilobits of the ids of a second of sound, with so many levels."""
+        assert self.audio is not None
+        return levels * self.audio.frame_rate * math.log2(self.audio.codebook_size) / 1000
 
     def figures(self) -> dict[str, str]:
-        """All there is to say, to be printed."""
+        """All there is to say, to be printed. Ratios to silence do not exist and are left out."""
         figures = {}
         if self.n_frames:
             figures["frames"] = f"{self.n_frames}"
             figures["picture PSNR, mean over frames"] = f"{self.psnr:.2f} dB"
             figures["codes used"] = f"{len(self.codes)} of {self.codebook_size}"
             figures["bits per pixel"] = f"{self.bits_per_pixel:.4f}"
-        if self.snr is not None:
-            figures["sound SNR"] = f"{self.snr:.2f} dB"
+        if self.sound and self.sound_codes is not None:
+            levels = max(self.sound)
+            used = ", ".join(str(n) for n in self.sound_codes[:levels].sum(1).tolist())
+            figures["sound seconds"] = f"{self.sound[levels].seconds:.3f}"
+            figures |= {f"sound {name}": value for name, value in self._of_sound(levels).items()}
+            figures["sound codes used, level by level"] = f"{used} of {self.sound_codes.shape[1]}"
+            for k in sorted(self.sound) if len(self.sound) > 1 else ():
+                name = f"sound with {k} level{'s' if k > 1 else ''}"
+                figures[name] = ", ".join(f"{key} {value}" for key, value in self._of_sound(k).items())
         return figures
+
+    def _of_sound(self, levels: int) -> dict[str, str]:
+        distance = self.sound[levels]
+        figures = {"kbit/s": f"{self.kbps(levels):.3g}", "mel distance": f"{distance.mel_distance:.3f} decades"}
+        ratios = {"SI-SDR": distance.si_sdr, "SNR": distance.snr}
+        return figures | {name: f"{value:.2f} dB" for name, value in ratios.items() if not math.isnan(value)}
 
 
 def side_by_side(r: Reconstruction) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tasks.errors import InputError
+from tokenizers_av.audio.resample import resample
 from tokenizers_av.clip import Clip, ClipReader, MediaError
 from tokenizers_av.media_frames import resize
 
@@ -105,7 +106,7 @@ def _clip_windows(
     fps = clip.fps if fps is None else fps
     samples = clip.samples if audio else None
     if samples is not None and clip.sample_rate != sample_rate:
-        samples = resample(samples, clip.sample_rate, sample_rate)
+        samples = resample(samples.detach().cpu().float(), clip.sample_rate, sample_rate).clamp(-1, 1)  # it overshoots
     if not video or clip.frames is None:
         if samples is not None:
             for part in samples.split(max(1, round(seconds * sample_rate))):
@@ -123,15 +124,3 @@ def _clip_windows(
             part = samples[a:b].cpu().float()
             part = torch.cat([part, part.new_zeros(b - a - len(part))])
         yield Clip(frames if size is None else resize(frames, size), fps, part, sample_rate)
-
-
-def resample(samples: Tensor, rate: int, wanted: int) -> Tensor:
-    """samples (N,) from `rate` to `wanted` hertz."""
-    import av
-    import numpy as np
-
-    frame = av.AudioFrame.from_ndarray(samples.float().numpy()[None], format="fltp", layout="mono")
-    frame.sample_rate = rate
-    resampler = av.AudioResampler(format="fltp", layout="mono", rate=wanted)
-    parts = [f.to_ndarray()[0] for f in [*resampler.resample(frame), *resampler.resample(None)]]
-    return torch.from_numpy(np.concatenate(parts)) if parts else torch.zeros(0)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from tasks.check import check_prompt, check_prompts, check_seconds
-from tasks.codec import ENCODER_COLUMNS
 from tasks.errors import InputError
 from tasks.long_video import Track, continue_clip, n_columns, n_kept, n_windows_ids, sound_columns
 from tasks.options import Options, Ticker, derived_seed
@@ -23,6 +22,8 @@ from tokenizers_av.clip import Clip
 
 if TYPE_CHECKING:
     from tasks.pipeline import AVPoet
+
+EAR_SECONDS = 2.0  # of the old sound, of which the decoder of a continuation knows
 
 
 class Stream:
@@ -107,9 +108,8 @@ class Stream:
             tick=tick,
         )
         track = Track(codec)
-        decode = codec.video_decoder()
+        decode, hear = codec.video_decoder(), codec.audio_decoder()
         n_decoded = shown = 0  # latent frames, frames
-        columns: Tensor | None = None
         tail = torch.empty(0, *codec.size, 3, dtype=torch.uint8)
         for part in blocks:
             if part.video is not None and shown < total:
@@ -118,14 +118,13 @@ class Stream:
                 tail = torch.cat([tail, new])[-n_kept(layout) :]
                 yield Clip(frames=new, fps=layout.fps, samples=None, sample_rate=codec.sample_rate)
             if part.audio is not None:
-                samples = track.fit(codec.decode_audio(part.audio), min(window, total), fill=total <= window)
-                columns = codec.carry(part.audio)
+                samples = track.fit(hear(part.audio), min(window, total), fill=total <= window)
                 yield Clip(frames=None, fps=layout.fps, samples=samples, sample_rate=codec.sample_rate)
             if shown == total and not sound:
                 break
         if shown < total:
             yield from continue_clip(
-                generator, codec, tail=tail, columns=columns, track=track, n_frames=total - shown,
+                generator, codec, tail=tail, hear=hear if sound else None, track=track, n_frames=total - shown,
                 prompts=[prompt] if prompt is not None else [], options=opts, tick=tick,
             )  # fmt: skip
         tick.finish()
@@ -176,15 +175,12 @@ class Stream:
         n_frames = max(1, round((seconds or 0) * layout.fps))
         n_windows = 1 + -(-max(0, n_frames - layout.n_frames) // hop)
         tick = Ticker(opts.progress, n_windows * generator.n_ids(row, sound=True))
-        columns: Tensor | None = None
+        hear = codec.audio_decoder()
         chunks = source.frames(layout.fps, codec.size, codec.sample_rate)
         for i, (frames, n_new) in enumerate(_sliding(chunks, layout.n_frames, hop)):
             ids = codec.encode_video(frames)
             new = sound_columns(generator, ids, opts, derived_seed(opts.seed, *(("sound", i) if i else ())), tick)
-            if columns is not None:
-                new = new[:, -n_columns(layout, n_new) :]
-            yield codec.decode_audio(new, columns)
-            columns = codec.carry(new if columns is None else torch.cat([columns, new], dim=1))
+            yield hear(new if i == 0 else new[:, -n_columns(layout, n_new) :])
         tick.finish()
 
     def _extended(self, source: Source, n_new: int, prompts: list[str], opts: Options) -> Iterator[Clip]:
@@ -192,7 +188,7 @@ class Stream:
         track = Track(codec)
         tail = torch.empty(0, *codec.size, 3, dtype=torch.uint8)
         ear = torch.zeros(0)  # the last sound so far
-        n_heard = codec.audio.hop_length * (codec.audio.context_frames + ENCODER_COLUMNS)
+        n_heard = round(EAR_SECONDS * codec.sample_rate)
         n_frames = 0
         windows = source.windows(sample_rate=codec.sample_rate, fps=layout.fps, size=codec.size, audio=opts.sound)
         for window in windows:
@@ -205,10 +201,12 @@ class Stream:
                 samples = track.fit(samples, len(window.frames), fill=True)
                 ear = torch.cat([ear, samples])[-n_heard:]
             yield Clip(frames=window.frames, fps=layout.fps, samples=samples, sample_rate=codec.sample_rate)
-        columns = codec.carry(codec.encode_audio(ear)) if opts.sound else None
+        hear = codec.audio_decoder() if opts.sound else None
+        if hear is not None:
+            hear(codec.encode_audio(ear))
         tick = Ticker(opts.progress, n_windows_ids(generator, n_frames, n_new, opts.sound))
         yield from continue_clip(
-            generator, codec, tail=tail, columns=columns, track=track, n_frames=n_new, prompts=prompts, options=opts,
+            generator, codec, tail=tail, hear=hear, track=track, n_frames=n_new, prompts=prompts, options=opts,
             tick=tick,
         )  # fmt: skip
         tick.finish()

@@ -6,6 +6,9 @@ MAGVIT-v2 (arXiv:2310.05737, App. A) weighs them 0.1 (generator), 10 (R1) and 0.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -76,3 +79,13 @@ class LeCAM(nn.Module):
             self.fake += share * (means[1] - self.fake)
         loss = (real - self.fake).square().mean() + (fake - self.real).square().mean()
         return loss * (self.n_calls > self.warmup)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Inside, gradients pass through `module` but not into its weights."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)

@@ -44,6 +44,8 @@ def parser() -> Parser:
             command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained transformer")
         if name == "video-tokenizer":
             _video(command)
+        if name == "audio-tokenizer":
+            _audio(command)
     tokenize = commands.add_parser("tokenize", help="turn a folder of media into ids, in Parquet shards",
                                    description="Turn every file of a folder of media into ids, in Parquet shards.",
                                    example=tokenize_command.EXAMPLE)  # fmt: skip
@@ -64,7 +66,7 @@ def parser() -> Parser:
 
 
 def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--preset", default="tiny", help="debug, tiny, base or large (default: tiny)")
+    command.add_argument("--preset", default="tiny", help="debug, tiny, base, base-24khz or large (default: tiny)")
     command.add_argument("--data", nargs="+", default=["playground"], metavar="DATA",
                          help="playground, folders of media files with a metadata.jsonl of captions, media files")
     command.add_argument("--data-weights", nargs="+", type=float, metavar="W",
@@ -89,6 +91,13 @@ def _video(command: argparse.ArgumentParser) -> None:
     command.add_argument("--perceptual", metavar="MODEL",
                          help="perceptual loss: a transformers vision model, folder or name in the local cache")
     command.add_argument("--adversarial-weight", type=float, metavar="W", help="0 trains without discriminator")
+
+
+def _audio(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained tokenizer")
+    command.add_argument("--lr", type=float, help="peak learning rate; less than the preset's to fine-tune")
+    command.add_argument("--seconds", type=float, metavar="S", help="length of the crops that are trained on")
+    command.add_argument("--adversarial-weight", type=float, metavar="W", help="0 trains without discriminators")
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -125,6 +134,10 @@ def _main(argv: Sequence[str]) -> int:
             perceptual=args.perceptual, adversarial_weight=args.adversarial_weight,
         )  # fmt: skip
         metrics = stages.train_video_tokenizer(args.out, options, video)
+    elif args.command == "audio-tokenizer":
+        audio = stages.AudioOptions(init=args.init, lr=args.lr, seconds=args.seconds,
+                                    adversarial_weight=args.adversarial_weight)  # fmt: skip
+        metrics = stages.train_audio_tokenizer(args.out, options, audio)
     else:
         metrics = getattr(stages, "train_" + args.command.replace("-", "_"))(args.out, options)
     print(json.dumps(metrics))

@@ -92,6 +92,10 @@ class LMJob:
         self.vocab: Vocabulary = model.vocabulary
 
     @property
+    def to_compile(self) -> list[LM]:
+        return [self.model]
+
+    @property
     def settings(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size, "lr": self.lr}
 

@@ -14,6 +14,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,8 +44,13 @@ class Job(Protocol):
 
     @property
     def critic(self) -> nn.Module | None:
-        """A second player that the loss trains too, such as a discriminator: clipped apart, neither averaged nor saved
-        with the model. It is called outside the model's forward, so the loop averages its gradients over processes."""
+        """What the loss needs or trains beside the model, such as a discriminator: kept in checkpoints, clipped apart,
+        neither averaged nor saved with the model. It is called outside the model's forward, so the loop averages its
+        gradients over processes."""
+
+    @property
+    def to_compile(self) -> Sequence[nn.Module]:
+        """The modules that torch.compile may have: the model, or what is left of it without what would not compile."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -164,7 +170,8 @@ def fit(
         check_settings(out, progress["settings"], settings)
         step, elapsed = progress["step"], progress["elapsed"]
     model, *optimizers = accelerator.prepare(inner, *optimizers)
-    step_model: Any = torch.compile(model, dynamic=False) if config.compile else model
+    for module in job.to_compile if config.compile else ():
+        module.compile(dynamic=False)
     main = accelerator.is_main_process
     if main:
         (state / "samples").mkdir(parents=True, exist_ok=True)
@@ -204,14 +211,14 @@ def fit(
             for lr, group in zip(base_lrs, (g for o in optimizers for g in o.param_groups), strict=True):
                 group["lr"] = lr * factor
             with accelerator.autocast():
-                loss, metrics = job.loss(step_model, batch, progress_now)
+                loss, metrics = job.loss(model, batch, progress_now)
             accelerator.backward(loss)
             grad_norm = accelerator.clip_grad_norm_(inner.parameters(), config.max_norm)
-            if critic is not None:
-                for p in critic.parameters():
-                    if p.grad is not None:
-                        p.grad = accelerator.reduce(p.grad, reduction="mean")
-                critic_norm = nn.utils.clip_grad_norm_(critic.parameters(), config.max_norm)
+            players = [p for p in critic.parameters() if p.grad is not None] if critic is not None else []
+            if players:
+                for p in players:
+                    p.grad = accelerator.reduce(p.grad, reduction="mean")
+                critic_norm = nn.utils.clip_grad_norm_(players, config.max_norm)
                 grad_norm = torch.where(critic_norm.isfinite(), grad_norm, critic_norm)
             if not torch.isfinite(grad_norm):
                 raise FloatingPointError(

@@ -19,7 +19,9 @@ def matrix_optimizers(
     rest: list[Tensor] = []
     for name, parameter in parameters:
         (matrices if parameter.ndim == 2 and not name.startswith(plain) else rest).append(parameter)
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    found: list[torch.optim.Optimizer] = []
+    if matrices:
+        found.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        found.append(torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.95), weight_decay=0.0))
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from train.audio_training import AudioTraining
 from train.data import MediaSpec
 from train.video_training import VideoTraining
 
@@ -16,6 +17,7 @@ class ChainPreset:
     audio: str
     lm: str
     video_training: VideoTraining = field(default_factory=VideoTraining)
+    audio_training: AudioTraining = field(default_factory=AudioTraining)
     text_vocab: int = 512
     n_captions: int = 20_000  # for the text tokenizer, where the data has no end
     n_clips: int = 8_192  # turned into ids for the transformer; later epochs see them again
@@ -34,10 +36,17 @@ _SAMPLING = {
 }
 # MAGVIT-v2 appendix A.2: adversarial and perceptual losses, entropy weight three times as high at the start
 _PAPER = VideoTraining(lr=1e-3, ema=0.999, entropy_boost=3.0, adversarial_weight=0.1, perceptual="microsoft/resnet-50")
+# the balance of EnCodec (section 4.4) and the width of its discriminators
+_ENCODEC = AudioTraining(lr=1e-3, ema=0.999, adversarial_weight=3.0, stft_width=32, wave_width=32)
+_LARGE: dict[str, Any] = {
+    "video_training": _PAPER, "audio_training": _ENCODEC, "text_vocab": 8_192, "sampling": _SAMPLING,
+    "batch_size": {"video-tokenizer": 16, "audio-tokenizer": 64, "lm": 64},
+}  # fmt: skip
 
 CHAINS: dict[str, ChainPreset] = {
     "debug": ChainPreset(
         spec=MediaSpec(n_frames=5, size=16), video="debug", audio="debug", lm="debug",
+        audio_training=AudioTraining(seconds=0.5),
         text_vocab=320, n_captions=200, n_clips=24, n_images=24, n_test=4,
         batch_size={"video-tokenizer": 2, "audio-tokenizer": 2, "lm": 2},
     ),
@@ -45,12 +54,8 @@ CHAINS: dict[str, ChainPreset] = {
         spec=MediaSpec(), video="tiny", audio="tiny", lm="tiny",
         batch_size={"video-tokenizer": 16, "audio-tokenizer": 16, "lm": 32}, sampling=_SAMPLING,
     ),
-    "base": ChainPreset(
-        spec=MediaSpec(size=128), video="base", audio="tiny", lm="300m", video_training=_PAPER, text_vocab=8_192,
-        batch_size={"video-tokenizer": 16, "audio-tokenizer": 32, "lm": 64}, sampling=_SAMPLING,
-    ),
-    "large": ChainPreset(
-        spec=MediaSpec(size=128), video="large", audio="tiny", lm="1b", video_training=_PAPER, text_vocab=8_192,
-        batch_size={"video-tokenizer": 16, "audio-tokenizer": 32, "lm": 64}, sampling=_SAMPLING,
-    ),
+    "base": ChainPreset(spec=MediaSpec(size=128), video="base", audio="base", lm="300m", **_LARGE),
+    "base-24khz": ChainPreset(spec=MediaSpec(size=128, sample_rate=24000), video="base", audio="base-24khz", lm="300m",
+                              **_LARGE),
+    "large": ChainPreset(spec=MediaSpec(size=128), video="large", audio="base", lm="1b", **_LARGE),
 }  # fmt: skip

@@ -157,25 +157,58 @@ def _start_from(folder: Path, config: VideoTokenizerConfig) -> VideoTokenizer:
     from tasks.model_folder import open_video_tokenizer
 
     tokenizer = open_video_tokenizer(folder).float()
-    if tokenizer.config != config:
-        names = [f.name for f in fields(config) if getattr(config, f.name) != getattr(tokenizer.config, f.name)]
-        wrong = ", ".join(f"{n}={getattr(tokenizer.config, n)}, the preset {getattr(config, n)}" for n in names)
-        raise InputError(f"--init {folder}: has {wrong}; choose its --preset and --quantizer")
+    _check_config(folder, config, tokenizer.config, "choose its --preset and --quantizer")
     return tokenizer
 
 
-def train_audio_tokenizer(out: Path, options: Options) -> dict[str, float]:
+def _check_config(folder: Path, config: Any, found: Any, cure: str) -> None:
+    """Raise InputError naming each field in which the tokenizer found in `folder` differs from the preset."""
+    if found != config:
+        names = [f.name for f in fields(config) if getattr(config, f.name) != getattr(found, f.name)]
+        wrong = ", ".join(f"{n}={getattr(found, n)}, the preset {getattr(config, n)}" for n in names)
+        raise InputError(f"--init {folder}: has {wrong}; {cure}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioOptions:
+    """What only the audio tokenizer is told; None leaves what the preset says."""
+
+    init: Path | None = None  # folder of a trained audio tokenizer to start from
+    lr: float | None = None
+    seconds: float | None = None
+    adversarial_weight: float | None = None
+
+
+def train_audio_tokenizer(out: Path, options: Options, audio: AudioOptions | None = None) -> dict[str, float]:
     """Train an audio tokenizer into folder `out` and return its test metrics."""
+    from tasks.model_folder import open_audio_tokenizer
     from tokenizers_av.audio import AudioTokenizer, audio_tokenizer_config
     from train.audio_tokenizer import AudioTokenizerJob
 
+    audio = audio or AudioOptions()
+    given = {name: getattr(audio, name) for name in ("lr", "seconds", "adversarial_weight")}
     config = audio_tokenizer_config(options.chain.audio)
-    announce("audio-tokenizer", out, options, model=asdict(config))
+    train, test = options.source(), options.source("test")
     _seed(options.seed)
-    seconds = min(1.0, options.chain.spec.seconds)
-    job = AudioTokenizerJob(AudioTokenizer(config), options.source(), options.source("test"), seconds=seconds,
-                            batch_size=options.batch("audio-tokenizer"), seed=options.seed)  # fmt: skip
-    return fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
+    if audio.init is None:
+        tokenizer = AudioTokenizer(config)
+    else:
+        tokenizer = open_audio_tokenizer(audio.init).float()
+        _check_config(audio.init, config, tokenizer.config, "choose its --preset")
+    try:
+        training = replace(options.chain.audio_training, **{k: v for k, v in given.items() if v is not None})
+        job = AudioTokenizerJob(tokenizer, train, test, batch_size=options.batch("audio-tokenizer"), seed=options.seed,
+                                training=training)  # fmt: skip
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    test.batch(range(1), job.spec, video=False)  # raises here, not after hours, where no file can be read
+    if audio.init is not None:
+        job.go_on_from(audio.init / "train/checkpoint")
+    announce("audio-tokenizer", out, options, model=asdict(config), training=asdict(job.training),
+             init=str(audio.init) if audio.init else None)  # fmt: skip
+    results = fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
+    report_skipped(train, test)
+    return results
 
 
 def train_text_tokenizer(out: Path, options: Options) -> dict[str, float]:

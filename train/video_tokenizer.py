@@ -8,8 +8,6 @@ squared error, which is its PSNR, beside absolute error and edges.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_av.video import VideoOutput, VideoTokenizer
-from train.adversarial import LeCAM, discriminator_loss, generator_loss, r1_penalty
+from train.adversarial import LeCAM, discriminator_loss, frozen, generator_loss, r1_penalty
 from train.checkpoint import CheckpointError, has_checkpoint, load_weights
 from train.data import MediaSpec, Source
 from train.discriminator import Discriminator
@@ -58,6 +56,10 @@ class VideoTokenizerJob:
         self._ids: Tensor | None = None  # of the last batch
         self._takes_r1 = False  # whether its step does
         self._notices: list[str] = []  # not yet said
+
+    @property
+    def to_compile(self) -> list[nn.Module]:
+        return [self.model]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -190,13 +192,3 @@ class VideoTokenizerJob:
         """Write the tokenizer as a folder that `VideoTokenizer.from_pretrained` opens."""
         assert isinstance(model, VideoTokenizer)
         model.save_pretrained(folder)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Inside, gradients pass through `module` but not into its weights."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)

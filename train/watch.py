@@ -22,6 +22,8 @@ ID_TABLE = 1 << 20  # ids above are counted modulo this: seen together they are 
 SHORT = 10  # logged values in one median
 PATIENCE = 200  # steps the loss may stay above its best
 FLAT = 300  # steps after which the loss must have fallen
+GROWTH = 10.0  # times the gradient may grow
+FAR_LEVEL = 12.0  # dB
 GOOD_PSNR = 18.0  # dB; no random start is as good
 
 
@@ -29,11 +31,13 @@ class Watch:
     """Looks at the first batches and at the metrics of logged steps; metrics that a job does not log are passed over.
 
     Known are loss, grad_norm, entropy (nats per bit, -ln 2 is best), codes (distinct ids of a batch), soft (share of
-    samples that bypass the quantizer), d_real, d_fake and g_adversarial.
+    samples that bypass the quantizer), level (dB of the output above the target's), d_real, d_fake and g_adversarial.
     """
 
-    def __init__(self, codebook_size: int | None = None) -> None:
-        self.codebook_size = codebook_size
+    def __init__(
+        self, codebook_size: int | None = None, collapsed: str = "raise entropy_weight or lower the learning rate"
+    ) -> None:
+        self.codebook_size, self.collapsed = codebook_size, collapsed  # the latter: what to do when codes collapse
         self._said: set[str] = set()
         self._lows: list[float] = []  # of the first batches
         self._highs: list[float] = []
@@ -48,6 +52,7 @@ class Watch:
         self._above_since: int | None = None  # step
         self._n_same = 0
         self._falls = False
+        self._calmest = math.inf  # least median of gradient norms
 
     def batch(self, video: Tensor) -> list[str]:
         """What is wrong with the range of one of the first batches, video (B, 3, T, H, W), values in [-1, 1] expected.
@@ -86,12 +91,18 @@ class Watch:
             self._falls = step > FLAT or metrics.get("psnr", 0.0) > GOOD_PSNR
         if "loss" in metrics:
             new += self._watch_loss(step, metrics["loss"], soft == 0 and metrics.keys() <= self._logged)
+        if not metrics.keys() <= self._logged:
+            self._calmest = math.inf  # the loss is made of other terms
+            self._recent.pop("grad_norm", None)
         self._logged |= metrics.keys()
         if "grad_norm" in metrics:
             last = self._last("grad_norm", metrics["grad_norm"])
             new += self._say("gradient", len(last) == SHORT and max(last) < 1e-7,
                              "the gradient is zero: the loss does not reach the weights; look for a detach, a frozen "
                              "model or a dead activation")  # fmt: skip
+            new += self._watch_growth(last)
+        if "level" in metrics:
+            new += self._watch_level(metrics["level"])
         if {"d_real", "d_fake", "g_adversarial"} <= metrics.keys():
             new += self._watch_critic(metrics)
         return new
@@ -126,7 +137,7 @@ class Watch:
             where = f"in each of the last {n_batches} batches"
         else:
             return []
-        cure = "raise entropy_weight or lower the learning rate"
+        cure = self.collapsed
         known = n_batches >= SHORT and self.codebook_size > 1
         total = math.log2(self.codebook_size)
         return self._say(
@@ -203,6 +214,30 @@ class Watch:
             f"the loss is {above} above its best of step {best_step:,} for {n:,} steps: the learning rate may be too "
             "high",
             right=not n,
+        )  # fmt: skip
+
+    def _watch_growth(self, last: deque[float]) -> list[str]:
+        """`last` gradient norms: many times what they were in their calmest stretch?"""
+        if len(last) < SHORT:
+            return []
+        now = median(last)
+        self._calmest = min(self._calmest, now)
+        times = now / max(self._calmest, 1e-12)
+        return self._say(
+            "growth", times > GROWTH,
+            f"the gradient is {times:.0f} times what it was: something grows without end; lower the learning rate",
+            right=times < GROWTH / 2,
+        )  # fmt: skip
+
+    def _watch_level(self, level: float) -> list[str]:
+        last = self._last("level", level)
+        off = abs(median(last)) if len(last) == SHORT else 0.0
+        how = "quieter" if median(last) < 0 else "louder"
+        return self._say(
+            "level", off > FAR_LEVEL,
+            f"what is decoded is {off:.0f} dB {how} than it should be: lower the learning rate, and look at what the "
+            "data sounds like",
+            right=off < FAR_LEVEL / 2,
         )  # fmt: skip
 
     def _watch_critic(self, metrics: Mapping[str, float]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,11 +12,16 @@ import sys
 import time
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tasks import TASKS, InputError
 from tasks.cli import build_parser, main, run
+from tokenizers_av.audio import AudioTokenizer, audio_tokenizer_config
+from tokenizers_av.audio.metrics import mel_distance, si_sdr
 from tokenizers_av.clip import Clip, read_clip
 from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
 
@@ -118,6 +124,17 @@ def bad(*words: str) -> object:
         bad("reconstruct", "{photo}", "--out", "{tmp}/x.wav"),
         bad("reconstruct", "{tone}", "--out", "{tmp}/x.wav", "--size", "64"),
         bad("reconstruct", "{clip}", "--out", "{tmp}/x.mp4", "--video-tokenizer", "{tmp}"),
+        bad("reconstruct", "{tone}", "--out", "{tmp}/x.wav", "--video-tokenizer", "{tmp}"),
+        bad("reconstruct", "{tone}", "--out", "{tmp}/x.wav", "--audio-tokenizer", "{tmp}"),
+        bad("reconstruct", "{photo}", "--out", "{tmp}/x.png", "--audio-tokenizer", "{tmp}"),
+        *(bad("reconstruct", "{tone}", "--out", "{tmp}/x.wav", "--levels", k) for k in ("0", "-1", "3", "1.5", "all")),
+        bad("reconstruct", "{photo}", "--out", "{tmp}/x.png", "--levels", "1"),
+        bad("reconstruct", "{silent}", "--out", "{tmp}/x.mp4", "--spectrogram", "{tmp}/y.png"),
+        *(
+            bad("reconstruct", "{tone}", "--out", "{tmp}/x.wav", "--spectrogram", name)
+            for name in ("{tmp}/y.jpg", "{tmp}/y", "{tmp}/y/", "{tmp}/y%03d.png", "{tmp}/none/y.png", "{tmp}", "")
+        ),
+        bad("reconstruct", "{clip}", "--out", "{tmp}/%03d.png", "--spectrogram", "{tmp}/%03d.png"),
         bad("reconstruct", "{dot}", "--out", "{tmp}/x.png", "--size", "source"),
         *(
             bad("reconstruct", "{clip}", "--out", "{tmp}/x.mp4", "--size", size)
@@ -127,7 +144,7 @@ def bad(*words: str) -> object:
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
-    words, tmp_path, debug_model, clip_file, tone, photo, capsys, monkeypatch
+    words, tmp_path, debug_model, clip_file, silent_file, tone, photo, capsys, monkeypatch
 ):
     monkeypatch.setattr("tasks.pipeline.AVPoet.from_pretrained", lambda *a, **k: pytest.fail("loaded a model first"))
     text, torn, nothing, dot = (tmp_path / n for n in ("notes.txt", "torn.png", "nothing.wav", "dot.png"))
@@ -137,7 +154,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     Clip(torch.zeros(1, 8, 8, 3, dtype=torch.uint8), 8.0).save(dot)
     there = sorted(tmp_path.iterdir())
     places = {"tmp": tmp_path, "model": debug_model, "clip": clip_file, "tone": tone, "photo": photo, "text": text,
-              "torn": torn, "nothing": nothing, "dot": dot}  # fmt: skip
+              "torn": torn, "nothing": nothing, "dot": dot, "silent": silent_file}  # fmt: skip
     if "--model" not in words and words[:1] != ("info",):
         words = (*words, *(("--model", "{model}") if "--out" in words else ()))
     before = clip_file.read_bytes()
@@ -191,6 +208,10 @@ def test_sound_that_a_file_cannot_hold_is_not_made(debug_model, photo, tmp_path,
     assert "sound = False" in capsys.readouterr().err
 
 
+SOUND = ["sound seconds", "sound kbit/s", "sound mel distance", "sound SI-SDR", "sound SNR",
+         "sound codes used, level by level"]  # fmt: skip
+
+
 def test_extend_and_reconstruct_write_their_files(debug_model, clip_file, tone, photo, tmp_path, capsys):
     model = ["--model", str(debug_model)]
     long, pair, sound, image = (tmp_path / n for n in ("long.mp4", "pair.mp4", "tone.wav", "photo.png"))
@@ -201,7 +222,7 @@ def test_extend_and_reconstruct_write_their_files(debug_model, clip_file, tone, 
     _, path, *lines = capsys.readouterr().out.splitlines()
     assert path == str(pair)
     figures = dict(line.split(": ") for line in lines)
-    assert list(figures) == ["frames", "picture PSNR, mean over frames", "codes used", "bits per pixel", "sound SNR"]
+    assert list(figures) == ["frames", "picture PSNR, mean over frames", "codes used", "bits per pixel", *SOUND]
     assert figures["frames"] == "18"
     assert read_clip(pair).frames.shape == (18, 16, 32, 3)
     assert main(["reconstruct", str(tone), "--out", str(sound), *model]) == 0
@@ -216,6 +237,89 @@ def test_reconstruct_takes_a_video_tokenizer_by_itself(debug_model, clip_file, t
     words = ["reconstruct", str(clip_file), "--model", str(debug_model), "--out", str(tmp_path / "x.mp4")]
     assert main([*words, "--video-tokenizer", str(tmp_path / "v")]) == 0
     assert "of 64" in capsys.readouterr().out
+
+
+def reconstruct(capsys: pytest.CaptureFixture[str], model: Path, *words: object) -> dict[str, str]:
+    """The figures that are printed."""
+    assert main(["reconstruct", *map(str, words), "--model", str(model)]) == 0
+    return dict(line.split(": ") for line in capsys.readouterr().out.splitlines() if ": " in line)
+
+
+def test_sound_is_measured_with_every_number_of_levels(debug_model, tone, tmp_path, capsys):
+    every = reconstruct(capsys, debug_model, tone, "--out", tmp_path / "a.wav")
+    assert list(every) == [*SOUND, "sound with 1 level", "sound with 2 levels"]
+    assert every["sound seconds"] == "2.200" and every["sound kbit/s"] == "0.4"  # 50 columns of 2 x 4 bits
+    assert re.fullmatch(r"\d+, \d+ of 16", every["sound codes used, level by level"])
+    one = reconstruct(capsys, debug_model, tone, "--out", tmp_path / "b.wav", "--levels", 1)
+    assert list(one) == SOUND and one["sound kbit/s"] == "0.2"
+    all_in_one = ", ".join(f"{name} {one[f'sound {name}']}" for name in ("kbit/s", "mel distance", "SI-SDR", "SNR"))
+    assert every["sound with 1 level"] == all_in_one != every["sound with 2 levels"]
+    a, b = (read_clip(tmp_path / name).samples for name in ("a.wav", "b.wav"))
+    assert len(a) == len(b) == 35200 and (a - b).abs().max() > 1e-3
+
+
+def test_figures_of_sound_are_those_of_the_files(debug_model, tone, tmp_path, capsys):
+    figures = reconstruct(capsys, debug_model, tone, "--out", tmp_path / "a.wav")
+    before, after = (read_clip(path).samples[None] for path in (tone, tmp_path / "a.wav"))
+    assert float(figures["sound SI-SDR"].split()[0]) == pytest.approx(float(si_sdr(after, before)), abs=0.02)
+    assert float(figures["sound mel distance"].split()[0]) == pytest.approx(
+        float(mel_distance(after, before, 16000)), abs=0.01
+    )
+
+
+@pytest.mark.parametrize("rate", [8000, 24000])
+def test_reconstruct_takes_an_audio_tokenizer_of_another_rate(rate, debug_model, clip_file, tone, tmp_path, capsys):
+    torch.manual_seed(1)
+    AudioTokenizer(audio_tokenizer_config("debug", sample_rate=rate, n_codebooks=3)).save_pretrained(tmp_path / "a")
+    words = ["--audio-tokenizer", tmp_path / "a", "--levels", 3]
+    of_tone = reconstruct(capsys, debug_model, tone, "--out", tmp_path / "x.wav", *words)
+    assert of_tone["sound seconds"] == "2.200" and of_tone["sound kbit/s"] == f"{rate / 320 * 12 / 1000:.3g}"
+    assert read_clip(tmp_path / "x.wav", sample_rate=None).sample_rate == rate
+    of_clip = reconstruct(capsys, debug_model, clip_file, "--out", tmp_path / "x.mp4", *words)
+    assert of_clip["sound seconds"] == "2.250" and of_clip["frames"] == "18"
+    assert abs(read_clip(tmp_path / "x.mp4").seconds - 2.25) < 0.07
+
+
+def encoded(path: Path, codec: str, rate: int, layout: str, level: float) -> Path:
+    """1.3 s of a tone at `rate`, through a codec into a file."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=rate, layout=layout)
+        channels = len(stream.layout.channels)
+        wave = level * np.sin(np.arange(round(1.3 * rate)) * 2 * np.pi * 440 / rate)
+        samples = np.tile(wave.astype(np.float32)[None], (channels, 1))
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+        frame.sample_rate = rate
+        resampler = av.AudioResampler(stream.format, stream.layout, rate, frame_size=stream.frame_size or None)
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            file.mux(stream.encode(part))
+        file.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate", "layout", "level"),
+    [
+        ("x.wav", "pcm_s16le", 44100, "stereo", 0.5),
+        ("x.wav", "pcm_s16le", 8000, "mono", 0.5),
+        ("x.wav", "pcm_s16le", 16000, "mono", 0.0),
+        ("x.mp3", "libmp3lame", 44100, "stereo", 0.5),
+        ("x.ogg", "libopus", 48000, "mono", 0.5),
+        ("x.flac", "flac", 44100, "stereo", 0.5),
+    ],
+)
+def test_every_sound_can_be_reconstructed_and_drawn(name, codec, rate, layout, level, debug_model, tmp_path, capsys):
+    sound, picture = encoded(tmp_path / name, codec, rate, layout, level), tmp_path / "s.png"
+    figures = reconstruct(capsys, debug_model, sound, "--out", tmp_path / "y.wav", "--spectrogram", picture)
+    assert float(figures["sound seconds"]) == pytest.approx(1.3, abs=0.03)
+    assert ("sound SI-SDR" in figures) == (level > 0) and "sound mel distance" in figures
+    with Image.open(picture) as image:
+        assert 600 < image.width < 2000
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "y.wav", "s.png"])
+
+
+def test_the_sound_of_a_video_is_drawn(debug_model, clip_file, tmp_path, capsys):
+    reconstruct(capsys, debug_model, clip_file, "--out", tmp_path / "x.gif", "--spectrogram", tmp_path / "s.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.png", "x.gif"]
 
 
 @pytest.mark.parametrize(("size", "shape"), [("source", (24, 32)), ("20", (20, 20)), ("33x26", (33, 26))])

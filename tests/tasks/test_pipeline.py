@@ -208,7 +208,7 @@ def test_the_distance_is_the_mean_over_frames():
         distance.add(Reconstruction(Clip(frames, 8.0), Clip(frames + error, 8.0), torch.tensor([[ids]])))
     assert distance.psnr == pytest.approx((20 * math.log10(5) + 100) / 2)
     assert distance.bits_per_pixel == 8 * 3 / (2 * 8 * 16)
-    assert distance.codes == {3, 5} and distance.n_frames == 2 and distance.snr is None
+    assert distance.codes == {3, 5} and distance.n_frames == 2 and not distance.sound
 
 
 def test_reconstruction_in_windows_is_the_sound_in_one(poet, clip):
@@ -217,6 +217,25 @@ def test_reconstruction_in_windows_is_the_sound_in_one(poet, clip):
     whole = poet.codec.decode_audio(poet.codec.encode_audio(clip.samples))
     assert len(whole) == 35200
     assert (made.samples[:35200] - whole).abs().max() < 1e-4
+
+
+def test_fewer_levels_are_decoded_as_by_the_tokenizer(poet, clip):
+    sound = Clip(None, 8.0, clip.samples, 16000)
+    parts = list(reconstructed(poet.codec, Source(sound), compare_levels=True))
+    ids = poet.codec.encode_audio(clip.samples)
+    assert torch.equal(torch.cat([p.sound_ids for p in parts], 1), ids)
+    for k in (1, 2):
+        whole = poet.codec.decode_audio(ids[:k])
+        streamed = torch.cat([p.of_levels[k] for p in parts])
+        assert len(streamed) == len(whole) and (streamed - whole).abs().max() < 1e-5
+    fewer = poet.reconstruct(sound, levels=1).samples
+    assert torch.equal(fewer, torch.cat([p.of_levels[1] for p in parts]))
+    assert (fewer - poet.reconstruct(sound).samples).abs().max() > 1e-3
+
+
+def test_a_full_scale_sound_of_another_rate_is_coded_though_resampling_overshoots(poet):
+    square = (torch.arange(44100) // 50 % 2 * 2 - 1).float()
+    assert len(poet.reconstruct(Clip(None, 8.0, square, 44100)).samples) == 16000
 
 
 @pytest.mark.parametrize("kind", ["clip_file", "photo", "tone"])
@@ -250,6 +269,7 @@ def test_everything_can_be_reconstructed(kind, poet, request):
         (lambda p: p.generate("text_to_image", prompt="x", seconds=1.0), "takes no seconds"),
         (lambda p: p.generate("text_to_video", prompt="x", sped=1), "unexpected keyword argument 'sped'"),
         (lambda p: p.reconstruct("clip.mp4", size=(8, 16)), "size 8x16: expected height and width of 16 to 1920"),
+        (lambda p: p.reconstruct("clip.mp4", levels=3), "levels 3: this audio tokenizer has 2, expected 1 to 2"),
         (lambda p: p.extend(3, 1.0), "a clip is a Clip or a path"),
     ],
 )

@@ -14,8 +14,8 @@ from tasks.errors import InputError
 from tokenizers_av.clip import Clip
 from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
 from tokenizers_av.video.layers import SpatialDown, TemporalConv
-from train import checkup, doctor, loop
-from train.checkup import Failed, OneClip
+from train import checkup, doctor, loop, video_checkup
+from train.checkup import Failed, OneClip, Target
 from train.data import MediaSpec
 from train.discriminator import DownBlock
 from train.doctor import Check, diagnose
@@ -40,7 +40,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_clip(folder / "a_still.mp4", moving=False)
     save_clip(folder / "b_moves.mp4")
     (folder / "c_bad.mp4").write_text("not a film")
-    Clip(None, 8.0, torch.zeros(1600)).save(folder / "d.wav")
+    Clip(None, 8.0, torch.zeros(1600)).save(folder / "d.wav")  # a tenth of a second
     return folder
 
 
@@ -55,6 +55,10 @@ def clip() -> Tensor:
     return 2 * torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) - 1
 
 
+def goal(need: float, enough: float) -> tuple[Target, ...]:
+    return (Target(metric="psnr", need=need, enough=enough, useless=5.0),)
+
+
 def words(checks: list[Check]) -> dict[str, str]:
     return {check.name: check.words for check in checks}
 
@@ -62,7 +66,7 @@ def words(checks: list[Check]) -> dict[str, str]:
 def test_a_sound_training_passes_and_leaves_model_and_picture(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkup, "NEED_DB", 10.0)  # 33 takes longer
+    monkeypatch.setattr(video_checkup, "GOAL", goal(10.0, 34.0))  # 33 takes longer
     seen: list[Check] = []
     checks = diagnose(clips, preset="debug", steps=30, device="cpu", out=tmp_path / "out", report=seen.append)
     assert checks == seen and [check.name for check in checks] == [
@@ -83,11 +87,11 @@ def test_a_sound_training_passes_and_leaves_model_and_picture(
 def test_training_stops_once_the_clip_is_known(
     model: VideoTokenizer, clip: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("NEED_DB", "ENOUGH_DB", "CHECK_EVERY"):
-        monkeypatch.setattr(checkup, name, 0.0)
+    monkeypatch.setattr(checkup, "CHECK_EVERY", 0.0)
     source = OneClip(clip)
-    job = checkup.Overfit(model, source, source, SPEC, batch_size=1, training=checkup.OVERFIT)
-    assert "(1 steps), needs 0 dB" in checkup.check_overfit(job, tmp_path, LoopConfig(minutes=5), CPU)
+    job = VideoTokenizerJob(model, source, source, SPEC, batch_size=1, training=video_checkup.OVERFIT)
+    found = checkup.check_overfit(job, goal(0.0, 0.0), tmp_path, LoopConfig(minutes=5), CPU)
+    assert "(1 steps), needs 0 dB" in found
 
 
 def test_a_layer_that_looks_ahead_is_named_and_the_other_checks_go_on(
@@ -103,7 +107,7 @@ def test_a_layer_that_looks_ahead_is_named_and_the_other_checks_go_on(
 
 def test_a_layer_that_forgets_is_found(model: VideoTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = checkup.shaken(model)
-    assert "chunks of any length" in checkup.check_streaming(moved)
+    assert "chunks of any length" in video_checkup.check_streaming(moved)
     causal = TemporalConv.forward
 
     def forgets(self: TemporalConv, x: Tensor, flow) -> Tensor:
@@ -113,30 +117,30 @@ def test_a_layer_that_forgets_is_found(model: VideoTokenizer, monkeypatch: pytes
 
     monkeypatch.setattr(TemporalConv, "forward", forgets)
     with pytest.raises(Failed, match="do not agree"):
-        checkup.check_streaming(moved)
+        video_checkup.check_streaming(moved)
 
 
 def test_wrong_ids_and_dead_gradients_of_a_quantizer_are_found(
     model: VideoTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "256 ids" in checkup.check_quantizer(model)
+    assert "256 ids" in video_checkup.check_quantizer(model)
     kind = type(model.quantizer)
     with monkeypatch.context() as broken:
         broken.setattr(kind, "_ids", lambda self, z, right=kind._ids: right(self, z) // 2 * 2)
         with pytest.raises(Failed, match="128 of 256 ids do not come back"):
-            checkup.check_quantizer(model)
+            video_checkup.check_quantizer(model)
     monkeypatch.setattr(kind, "_carrier", lambda self, z: z.detach() + 0 * z)
     with pytest.raises(Failed, match="no gradient passes"):
-        checkup.check_quantizer(model)
+        video_checkup.check_quantizer(model)
 
 
 def test_parameters_without_a_gradient_are_named(
     model: VideoTokenizer, clip: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = OneClip(clip)
+    source, training = OneClip(clip), video_checkup.OVERFIT
 
     def job() -> VideoTokenizerJob:
-        return VideoTokenizerJob(copy.deepcopy(model), source, source, SPEC, batch_size=1, training=checkup.OVERFIT)
+        return VideoTokenizerJob(copy.deepcopy(model), source, source, SPEC, batch_size=1, training=training)
 
     assert "reaches all" in checkup.check_gradient(job(), CPU)
     right = SpatialDown.forward
@@ -148,9 +152,9 @@ def test_parameters_without_a_gradient_are_named(
 def test_a_checkpoint_that_forgets_the_optimizer_is_found(
     model: VideoTokenizer, clip: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def job() -> checkup.Crashing:
-        source, training = OneClip(clip), checkup.OVERFIT
-        return checkup.Crashing(copy.deepcopy(model), source, source, SPEC, batch_size=1, training=training)
+    def job() -> VideoTokenizerJob:
+        source, training = OneClip(clip), video_checkup.OVERFIT
+        return VideoTokenizerJob(copy.deepcopy(model), source, source, SPEC, batch_size=1, training=training)
 
     def forgets(folder: Path, models: dict, optimizers: list, right=loop.load_checkpoint) -> dict:
         return right(folder, models, [copy.deepcopy(o) for o in optimizers])
@@ -169,13 +173,13 @@ def test_a_checkpoint_that_forgets_the_optimizer_is_found(
 )
 def test_clips_that_teach_nothing_are_refused(video: Tensor, message: str) -> None:
     with pytest.raises(Failed, match=message):
-        checkup.check_clip(video, "clip")
+        video_checkup.check_clip(video, "clip")
 
 
 def test_a_clip_that_stands_still_is_used_with_a_word(clips: Path) -> None:
-    video, about = checkup.find_clip(clips / "a_still.mp4", SPEC, 0)
-    assert checkup.check_clip(video, about).endswith("standing still: nothing of time is tested")
-    video, about = checkup.find_clip("playground", SPEC, 0)
+    video, about = video_checkup.find_clip(clips / "a_still.mp4", SPEC, 0)
+    assert video_checkup.check_clip(video, about).endswith("standing still: nothing of time is tested")
+    video, about = video_checkup.find_clip("playground", SPEC, 0)
     assert video.shape == (1, 3, 5, 16, 16) and "playground" in about
 
 
@@ -184,9 +188,9 @@ def test_few_codes_on_a_clip_are_a_collapse(model: VideoTokenizer, clip: Tensor,
     with torch.no_grad():
         model.encoder[-1].weight.zero_()
     model.save_pretrained(tmp_path / "same")
-    assert "of 256 on the 8 places of the clip" in checkup.check_codes(tmp_path / "varied", clip, CPU)
+    assert "of 256 on the 8 places of the clip" in video_checkup.check_codes(tmp_path / "varied", clip, CPU)
     with pytest.raises(Failed, match=r"1 of 256 .* 0\.0 bits of at most 3\.0: the codes have collapsed"):
-        checkup.check_codes(tmp_path / "same", clip, CPU)
+        video_checkup.check_codes(tmp_path / "same", clip, CPU)
 
 
 def main(*argv: str) -> int:
@@ -204,6 +208,7 @@ def test_exit_code_and_last_line_say_how_many_failed(
 ) -> None:
     def found(data, *, report, **options) -> list[Check]:
         assert data == "playground" and options["minutes"] == 4.0 and options["preset"] == "tiny"
+        assert options["tokenizer"] == "video-tokenizer"
         checks = [Check(f"part{i}", ok, "words") for i, ok in enumerate(passed)]
         for check in checks:
             report(check)
@@ -221,6 +226,8 @@ def test_exit_code_and_last_line_say_how_many_failed(
         (["--data", "/nowhere"], "no such folder or file"),
         (["--data", "c_bad.mp4"], "no picture can be read in 1 file, 1 skipped: c_bad.mp4"),
         (["--data", "d.wav"], "d.wav (sound)"),
+        (["audio-tokenizer", "--data", "c_bad.mp4"], "no sound can be read in 1 file, 1 skipped: c_bad.mp4"),
+        (["audio-tokenizer", "--data", "d.wav"], "d.wav (less than 0.5 s of sound)"),
         (["--preset", "huge"], "unknown preset 'huge'"),
         (["--minutes", "0"], "need a number above 0"),
         (["--device", "warp"], "device 'warp'"),
@@ -246,12 +253,12 @@ def test_a_discriminator_that_learns_nothing_is_found(
         source = OneClip(clip)
         return VideoTokenizerJob(copy.deepcopy(model), source, source, SPEC, batch_size=1, training=training)
 
-    found = checkup.check_losses(job(), CPU)
+    found = video_checkup.check_losses(job(), CPU)
     assert found.endswith("of clips and images") and all(name in found for name in ("d_real", "entropy", "mae"))
     right = DownBlock.forward
     monkeypatch.setattr(DownBlock, "forward", lambda self, x: right(self, x.detach()) + 0 * x.mean())
     with pytest.raises(Failed, match=r"does not reach discriminator\.stem\.weight"):
-        checkup.check_losses(job(), CPU)
+        video_checkup.check_losses(job(), CPU)
 
 
 def test_a_signal_during_the_checkpoint_check_ends_the_doctor(
@@ -260,4 +267,4 @@ def test_a_signal_during_the_checkpoint_check_ends_the_doctor(
     monkeypatch.setattr(checkup, "fit", lambda *args, **options: {})  # what `fit` returns after a signal
     with pytest.raises(KeyboardInterrupt):
         source = OneClip(clip)
-        checkup.check_checkpoint(model, lambda: checkup.Crashing(model, source, source, SPEC), clip, tmp_path)
+        checkup.check_checkpoint(model, lambda: VideoTokenizerJob(model, source, source, SPEC), clip, tmp_path)

@@ -28,6 +28,7 @@ class LineJob:
         self.losses: list[float] = []
         self.stop_at, self.nan_at = stop_at, nan_at
 
+        self.to_compile = [self.model]
         self.settings = {"slope": 3, "dims": (4, 4)}
 
     def optimizers(self) -> list[torch.optim.Optimizer]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tasks import AVPoet, InputError
@@ -156,8 +158,48 @@ def test_the_whole_suite_runs_on_an_untrained_model(
     assert "text_to_video" in stderr and "text_to_video: " not in stdout  # progress goes to stderr
 
 
+def test_sound_is_measured_with_every_number_of_levels(poet: AVPoet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Playground, "render", lambda *a: pytest.fail("draws pictures to measure sound"))
+    given: list[int] = []
+    decode = poet.codec.audio.decode
+    monkeypatch.setattr(poet.codec.audio, "decode", lambda ids: given.append(ids.shape[1]) or decode(ids))
+    rows = playground_suite(poet, 6, only=["sound_reconstruction"], batch=3, progress=False)[0].rows
+    assert given == [1, 2, 1, 2]
+    named = {row.measure: row for row in rows}
+    assert len(named) == len(rows)
+    for what in ("audio mel distance, decades", "audio SI-SDR, clips that sound", ON_TIME, IN_TUNE):
+        assert {m for m in named if m.startswith(what)} == {what, what + ", 1 level"}
+        assert named[what].value != named[what + ", 1 level"].value or what in (ON_TIME, IN_TUNE)
+    assert named[ON_TIME].truth > 0.9 and named[IN_TUNE].truth > 0.9 and named[IN_TUNE].n >= 2
+
+
+ON_TIME, IN_TUNE = "impacts with an onset within 10 ms", "isolated impacts with a pitch within half a semitone"
+
+
+def test_a_perfect_codec_keeps_pitch_and_onset_and_a_late_low_one_does_not(
+    poet: AVPoet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def figures(change: Callable[[Tensor], Tensor]) -> list[float]:
+        """Shares on time and in tune of a codec that gives `change` of its input."""
+        given: list[Tensor] = []
+        encode = generation.encode
+        with monkeypatch.context() as patch:
+            patch.setattr(generation, "encode", lambda p, v, a: given.append(a) or encode(p, v, a))
+            patch.setattr(generation, "decode", lambda p, v, a: generation.Media(None, change(given[-1])))
+            rows = playground_suite(poet, 16, only=["sound_reconstruction"], progress=False)[0].rows
+        named = {row.measure: row.value for row in rows}
+        return [named[ON_TIME], named[IN_TUNE], named["audio mel distance, decades"]]
+
+    on_time, in_tune, far = figures(lambda x: x)
+    assert on_time > 0.95 and in_tune > 0.95 and far == 0
+    on_time, in_tune, far = figures(lambda x: F.pad(x, (480, 0))[:, : x.shape[1]])  # 30 ms late
+    assert on_time < 0.1 and in_tune > 0.9 and far > 0.03
+    on_time, in_tune, _ = figures(lambda x: x * torch.cos(torch.arange(x.shape[1]) * 0.5))  # other partials
+    assert on_time > 0.5 and in_tune < 0.2
+
+
 def test_results_do_not_depend_on_the_batch(poet: AVPoet) -> None:
-    parts = ["reconstruction", "image_to_video"]
+    parts = ["reconstruction", "sound_reconstruction", "image_to_video"]
     one, two = (playground_suite(poet, 3, only=parts, batch=b, progress=False)[0].rows for b in (1, 3))
     for a, b in zip(one, two):
         assert a.value == pytest.approx(b.value, abs=1e-3, nan_ok=True), a.measure

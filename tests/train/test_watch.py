@@ -147,3 +147,21 @@ def test_a_discriminator_that_has_won() -> None:
     (said,) = run(watch, 20, won)
     assert said.startswith("the discriminator has won: 9.0 for real and -8.0 for decoded clips, generator loss 8.0")
     assert run(Watch(), 30, lambda i: {"d_real": 1.5, "d_fake": -1.5, "g_adversarial": 1.7}) == []
+
+
+def test_a_gradient_that_grows_without_end_is_noticed_once() -> None:
+    grows = lambda i: {"loss": math.exp(-i / 50), "grad_norm": 0.5 * (1.05 ** max(0, i - 50)) * (1 + 0.3 * (i % 3))}
+    (words,) = run(Watch(), 200, grows)
+    assert "the gradient is 1" in words and "lower the learning rate" in words
+    noisy = lambda i: {"loss": math.exp(-i / 50), "grad_norm": 8.0 if i % 7 == 0 else 0.5}
+    assert run(Watch(), 200, noisy) == []
+    more = {"grad_norm": 9.0, "of another term": 1.0}
+    joined = lambda i: {"loss": math.exp(-i / 50), "grad_norm": 0.5} | (more if i > 99 else {})
+    assert run(Watch(), 200, joined) == []
+
+
+@pytest.mark.parametrize(("level", "how"), [(-30.0, " dB quieter"), (30.0, " dB louder")])
+def test_an_output_of_a_wrong_level_is_noticed_once(level: float, how: str) -> None:
+    (words,) = run(Watch(), 100, lambda i: {"loss": math.exp(-i / 50), "level": level if i > 40 else 0.0})
+    assert how in words
+    assert run(Watch(), 100, lambda i: {"loss": math.exp(-i / 50), "level": level if i % 4 == 0 else -1.0}) == []

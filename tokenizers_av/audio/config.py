@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+ACTIVATIONS = ("elu", "snake")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AudioTokenizerConfig:
     """Sizes of a SoundStream-like codec; `hop_length = fold * prod(strides)` samples make one column of ids.
 
-    `widths[0]` channels work at `sample_rate / fold`, `widths[i + 1]` after `strides[i]`. The parameter-free shortcuts
-    round the stages average or repeat whole groups of channels, hence the divisibility rules.
+    `widths[0]` channels work at `sample_rate / fold`, `widths[i + 1]` after `strides[i]`.
     """
 
     sample_rate: int = 16000
@@ -19,6 +20,7 @@ class AudioTokenizerConfig:
     widths: tuple[int, ...] = (96, 192, 192)
     dilations: tuple[int, ...] = (1, 3, 9)
     kernel_size: int = 3
+    activation: str = "elu"  # as in SoundStream, or "snake" as in DAC
     n_codebooks: int = 4
     codebook_size: int = 1024
     codebook_dim: int = 32  # few dimensions: nearest neighbours mean more there, and more codes are used
@@ -40,9 +42,8 @@ class AudioTokenizerConfig:
             )
         if len(self.widths) != len(self.strides) + 1:
             raise ValueError(f"widths={self.widths} needs one entry more than strides={self.strides}")
-        for stride, narrow, wide in zip(self.strides, self.widths, self.widths[1:]):
-            if (stride * narrow) % wide:
-                raise ValueError(f"stride {stride} * width {narrow} must be divisible by the next width, got {wide}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
         if not 0 <= self.quantizer_dropout <= 1:
             raise ValueError(f"quantizer_dropout={self.quantizer_dropout} must lie in [0, 1]")
         if not 0 <= self.codebook_decay < 1:
@@ -58,9 +59,13 @@ class AudioTokenizerConfig:
         return self.sample_rate / self.hop_length
 
 
+# the widths of the paper's width 32 at the rates that are left: 128 = 4 x 32, each later stage twice as wide
+_BASE = {"widths": (128, 256, 512), "codebook_dim": 64}
 AUDIO_PRESETS: dict[str, dict[str, Any]] = {
     "debug": {"widths": (8, 16, 16), "dilations": (1,), "codebook_size": 16, "codebook_dim": 4},
     "tiny": {},
+    "base": _BASE,
+    "base-24khz": {**_BASE, "sample_rate": 24000, "n_codebooks": 8},  # the paper's 75 columns a second, 6 kbps
 }
 
 

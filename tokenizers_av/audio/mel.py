@@ -21,6 +21,11 @@ def mel_filters(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
 
     A filter narrower than a bin would miss every bin: each side of a triangle is at least one bin wide.
     """
+    with torch.inference_mode(False):  # kept for later calls, which may need gradients
+        return _triangles(sample_rate, n_fft, n_mels)
+
+
+def _triangles(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
     hz = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)
     edges = mel_to_hz(torch.linspace(0, float(hz_to_mel(hz[-1])), n_mels + 2, dtype=torch.float64))
     centre, bin_width = edges[1:-1], sample_rate / n_fft

@@ -1,15 +1,22 @@
 """SoundStream-like audio tokenizer (arXiv:2107.03312): causal codec whose ids are a few residual levels per frame."""
 # Shapes: B batch, N samples, F = N // hop_length latent frames, Q = n_codebooks
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from tokenizers_av.audio.config import AudioTokenizerConfig
 from tokenizers_av.audio.quantizer import ResidualQuantizer
-from tokenizers_av.audio.seanet import Decoder, Encoder
+from tokenizers_av.audio.seanet import Decoder, Encoder, Tails
+
+GROUP = 4  # frames that are always encoded together: a product of fewer rows is rounded in another way, an id may turn
+PIECE = 256  # frames that are computed at once, a multiple of GROUP; more would take memory and no less time
 
 
 @dataclass
@@ -24,7 +31,7 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
 
     def __init__(self, config: AudioTokenizerConfig):
         super().__init__()
-        self.config = config
+        self.config = config = AudioTokenizerConfig(**config) if isinstance(config, dict) else config
         self.encoder = Encoder(config)
         self.quantizer = ResidualQuantizer(config)
         self.decoder = Decoder(config)
@@ -56,37 +63,81 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
         return self.config.frame_rate
 
     @property
-    def context_frames(self) -> int:
-        """Past frames that influence a decoded block: decode a chunk after this many and drop their samples."""
-        return self.decoder.context_frames
+    def latency(self) -> float:
+        """Seconds from the first sample of a frame to its ids: the length of one frame, nothing is looked ahead."""
+        return self.hop_length / self.sample_rate
 
-    @torch.no_grad()
-    def encode(self, samples: Tensor) -> Tensor:
-        """(B, N) float in [-1, 1] -> ids (B, Q, N // hop_length) int64; a tail shorter than a hop is dropped.
+    def encode(self, samples: Tensor, sample_rate: int | None = None) -> Tensor:
+        """(B, N) floating point in [-1, 1] -> ids (B, Q, N // hop_length) int64; a tail shorter than a hop is dropped.
 
-        Raises ValueError for other shapes, integer samples, and NaN or infinity.
+        Raises ValueError for other shapes, less than one hop, integer samples, values outside [-1, 1], NaN, and where
+        `sample_rate` is given and not that of the tokenizer.
         """
-        samples = self._whole_frames(samples)
-        return self.quantizer.encode(self.encoder(samples))
+        if sample_rate not in (None, self.sample_rate):
+            raise ValueError(
+                f"samples at {sample_rate} Hz, this tokenizer codes {self.sample_rate} Hz: "
+                f"resample(samples, {sample_rate}, {self.sample_rate})"
+            )
+        if samples.ndim == 2 and samples.shape[1] < self.hop_length:
+            raise ValueError(f"{samples.shape[1]} samples, expected at least one frame of {self.hop_length}")
+        return torch.cat(list(self.encode_stream([samples])), dim=-1)
 
-    @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
         """ids (B, k, F) of the first k <= Q levels -> samples (B, F * hop_length) float32 in [-1, 1].
 
         Raises ValueError for other shapes and for ids outside [0, codebook_size).
         """
-        if ids.ndim != 3 or not 1 <= ids.shape[1] <= self.n_codebooks:
-            raise ValueError(
-                f"audio ids of shape {tuple(ids.shape)}: expected (batch, 1 to {self.n_codebooks} levels, frames)"
-            )
-        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise ValueError(f"audio ids are {ids.dtype}: expected integers")
-        if ids.numel() == 0:
-            return torch.zeros(ids.shape[0], ids.shape[2] * self.hop_length, device=ids.device)
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.codebook_size:
-            raise ValueError(f"audio ids range from {low} to {high}: expected 0 to {self.codebook_size - 1}")
-        return self.decoder(self.quantizer.decode(ids.long())).float().clamp(-1, 1)
+        return torch.cat(list(self.decode_stream([ids])), dim=-1)
+
+    def reconstruct(self, samples: Tensor, n_levels: int | None = None) -> Tensor:
+        """Through the ids of the first `n_levels` levels (None: all) and back: as long as `samples` (B, N)."""
+        ids = self.encode(F.pad(samples, (0, -samples.shape[-1] % self.hop_length)))
+        return self.decode(ids[:, :n_levels])[:, : samples.shape[-1]]
+
+    @torch.no_grad()
+    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """For each chunk (B, n), any n >= 0, the ids (B, Q, m) of the frames it completes; joined, those of `encode`.
+
+        Nothing waits for later samples: a hop of samples gives one frame. A group of frames that is not complete is
+        encoded with zeros in its place, and again when more of it has come, so that its arithmetic is always the same.
+        """
+        hop, tails, n_given = self.hop_length, Tails(), 0
+        waiting: Tensor | None = None  # (B, n) samples of the group that is not complete
+        for chunk in chunks:
+            check_samples(chunk)
+            if waiting is not None and len(chunk) != len(waiting):
+                raise ValueError(f"a chunk of {len(chunk)} sounds after {len(waiting)}: only the length may change")
+            waiting = chunk if waiting is None else torch.cat([waiting, chunk], dim=1)
+            ids = [torch.zeros(len(chunk), self.n_codebooks, 0, dtype=torch.int64, device=chunk.device)]
+            while waiting.shape[1] >= GROUP * hop:
+                n = min(waiting.shape[1] // (GROUP * hop) * GROUP, PIECE) * hop
+                ids.append(self._ids(waiting[:, :n], tails))
+                waiting, tails = waiting[:, n:], Tails(tails.after)
+            n_begun = waiting.shape[1] // hop
+            if n_begun > (n_given if len(ids) == 1 else 0):
+                group = F.pad(waiting[:, : n_begun * hop], (0, (GROUP - n_begun) * hop))
+                ids.append(self._ids(group, Tails(tails.before))[..., :n_begun])
+            yield torch.cat(ids, dim=-1)[..., n_given:]
+            n_given = n_begun
+
+    @torch.no_grad()
+    def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """For each chunk of ids (B, k, m), any m >= 0, its samples (B, m * hop_length); joined, those of `decode`."""
+        tails = Tails()
+        shape: torch.Size | None = None
+        for chunk in chunks:
+            self._check_ids(chunk)
+            if shape is not None and chunk.shape[:2] != shape[:2]:
+                raise ValueError(
+                    f"a chunk of ids has shape {tuple(chunk.shape)} after {tuple(shape)}: only the last may change"
+                )
+            shape = chunk.shape
+            samples = []
+            for piece in chunk.split(PIECE, dim=2):
+                latents = self.quantizer.decode(piece.long()).to(self._dtype)
+                samples.append(self.decoder(latents, tails).float().clamp(-1, 1))
+                tails = Tails(tails.after)
+            yield torch.cat(samples, dim=1)
 
     def forward(self, samples: Tensor, n_levels: int | None = None, bypass: Tensor | None = None) -> AudioOutput:
         """Reconstruct samples (B, N). In training mode codebooks move, levels are dropped at random, and the latents of
@@ -94,20 +145,52 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
         used and nothing changes."""
         if n_levels is not None and (self.training or not 1 <= n_levels <= self.n_codebooks):
             raise ValueError(f"n_levels={n_levels}: expected 1 to {self.n_codebooks}, and in eval mode only")
-        z = self.encoder(self._whole_frames(samples))
+        if samples.ndim != 2:
+            raise ValueError(f"audio of shape {tuple(samples.shape)}: expected mono samples (batch, samples)")
+        z = self.encoder(samples[:, : samples.shape[1] // self.hop_length * self.hop_length])
         if self.training:
             q = self.quantizer(z, bypass)
             return AudioOutput(self.decoder(q.z_q).float(), q.ids, q.commit_loss)
         ids = self.quantizer.encode(z, n_levels)
-        return AudioOutput(self.decoder(self.quantizer.decode(ids)).float(), ids, z.new_zeros(()))
+        return AudioOutput(self.decoder(self.quantizer.decode(ids).to(self._dtype)).float(), ids, z.new_zeros(()))
 
-    def _whole_frames(self, samples: Tensor) -> Tensor:
-        """Check samples (B, N) and drop the tail that does not fill a frame."""
-        if samples.ndim != 2:
-            raise ValueError(f"audio of shape {tuple(samples.shape)}: expected mono samples (batch, samples)")
-        if not samples.is_floating_point():
-            raise ValueError(f"audio samples are {samples.dtype}: expected floats in [-1, 1]")
-        if not torch.isfinite(samples).all():
-            n_bad = int((~torch.isfinite(samples)).sum())
-            raise ValueError(f"{n_bad} of {samples.numel()} audio samples are NaN or infinite: expected [-1, 1]")
-        return samples[:, : samples.shape[1] // self.hop_length * self.hop_length]
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.decoder.out.weight.dtype
+
+    def _ids(self, samples: Tensor, tails: Tails) -> Tensor:
+        """(B, F * hop_length) -> (B, Q, F)."""
+        return self.quantizer.encode(self.encoder(samples.to(self._dtype), tails))
+
+    def _check_ids(self, ids: Tensor) -> None:
+        """Raise ValueError unless ids are (B, k, F) integers of the first k levels, each in [0, codebook_size)."""
+        if ids.ndim != 3 or not 1 <= ids.shape[1] <= self.n_codebooks:
+            raise ValueError(
+                f"audio ids of shape {tuple(ids.shape)}: expected (batch, 1 to {self.n_codebooks} levels, frames)"
+            )
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ValueError(f"audio ids are {ids.dtype}: expected integers")
+        if not ids.numel():
+            return
+        low, high = (int(v) for v in ids.aminmax())
+        if low < 0 or high >= self.codebook_size:
+            raise ValueError(
+                f"audio ids range from {low} to {high}: expected 0 to {self.codebook_size - 1}, each level its own"
+            )
+
+
+def check_samples(samples: Tensor) -> None:
+    """Raise ValueError unless samples are (B, N) floating point in [-1, 1]."""
+    if samples.ndim != 2:
+        raise ValueError(f"audio of shape {tuple(samples.shape)}: expected mono samples (batch, samples)")
+    if not samples.is_floating_point():
+        raise ValueError(f"audio samples are {samples.dtype}: expected floats in [-1, 1]")
+    if not samples.numel():
+        return
+    low, high = (float(v) for v in samples.aminmax())
+    if low >= -1.001 and high <= 1.001:
+        return
+    if n_bad := int((~samples.isfinite()).sum()):
+        raise ValueError(f"{n_bad} of {samples.numel()} audio samples are NaN or infinite: expected [-1, 1]")
+    cure = "divide by 32768" if max(-low, high) > 100 else "clamp or scale them"
+    raise ValueError(f"audio samples span [{low:.4g}, {high:.4g}], expected [-1, 1]: {cure}")

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from tokenizers_av.audio.config import AudioTokenizerConfig
 
+GROWTH_WEIGHT = 0.1  # of the squared logarithm of a power above one
+
 
 @dataclass
 class Quantized:
     z_q: Tensor  # (B, F, D) sum of the kept levels' codes; the gradient passes straight through
     ids: Tensor  # (B, Q, F) int64, all levels
-    commit_loss: Tensor  # () mean over levels, relative to the power of the latents
+    commit_loss: Tensor  # () mean over levels, relative to the power of the latents; more where that is above one
 
 
 class ResidualQuantizer(nn.Module):
@@ -73,12 +75,15 @@ class ResidualQuantizer(nn.Module):
     def forward(self, z: Tensor, bypass: Tensor | None = None) -> Quantized:
         """Quantize for training and move the codebooks: z (B, F, D); clips where `bypass` (B,) is True pass unchanged.
 
-        While all clips bypass it, the quantizer is left alone and gives ids of zero.
+        While all clips bypass it, the quantizer is left alone and gives ids of zero. Codes follow the latents with a
+        lag, from which larger latents suffer less: without a price on their power they would grow without end.
         """
         z = z.float()
+        power = z.square().mean().clamp(min=1e-8)
+        growth = GROWTH_WEIGHT * power.log().clamp(min=0).square()
         if bypass is not None and bool(bypass.all()):
             ids = torch.zeros(len(z), len(self.rvq.layers), z.shape[1], dtype=torch.long, device=z.device)
-            return Quantized(z, ids, z.new_zeros(()))
+            return Quantized(z, ids, growth)
         with torch.autocast(z.device.type, enabled=False):
             books = self.codebooks if self.initialized else None  # those that are chosen from: the call moves them
             _, ids, losses = self.rvq(z)  # (B, F, Q), (Q,)
@@ -88,8 +93,7 @@ class ResidualQuantizer(nn.Module):
             z_q = (codes * kept[:, None, :, None]).sum(2)
             if bypass is not None:
                 z_q = torch.where(bypass[:, None, None], z, z_q)
-            power = z.detach().square().mean().clamp(min=1e-8)
-            return Quantized(z + (z_q - z).detach(), ids.transpose(1, 2), losses.mean() / power)
+            return Quantized(z + (z_q - z).detach(), ids.transpose(1, 2), losses.mean() / power.detach() + growth)
 
     def _n_kept(self, n: int, device: torch.device) -> Tensor:
         """(n,) levels that each clip keeps: all, or for a share `dropout` of the clips 1..Q evenly."""

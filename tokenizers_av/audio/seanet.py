@@ -7,15 +7,29 @@ Choices that differ from the paper:
   arXiv:2410.10733), so that the untrained network already passes the signal through.
 - Up-sampling unfolds channels into time instead of a transposed convolution, so block k of the output depends on
   latent frames 0..k and on nothing later.
-- No biases: with ELU(0) = 0 silence is zero everywhere, and zero latents decode to exact silence.
+- Residual units run at the rate of the latents too, where parameters cost the least time.
+- No biases: ELU(0) = Snake(0) = 0, so silence is zero everywhere and zero latents decode to exact silence.
 """
 # Shapes: B batch, T frames at the rate of the stage, C channels; channels come last throughout
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_av.audio.config import AudioTokenizerConfig
+
+
+@dataclass
+class Tails:
+    """What the convolutions have seen last, so that a signal can be computed in pieces: of the pieces before this one,
+    and of all with this one."""
+
+    before: dict[nn.Module, Tensor] = field(default_factory=dict)  # (B, context, C) of each convolution
+    after: dict[nn.Module, Tensor] = field(default_factory=dict)
 
 
 class CausalConv(nn.Module):
@@ -33,54 +47,80 @@ class CausalConv(nn.Module):
         """How many past frames reach the output."""
         return (self.kernel_size - 1) * self.dilation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tails: Tails | None = None) -> Tensor:
         """(B, T, n_in) -> (B, T, n_out)."""
         if self.kernel_size > 1:
             n_frames = x.shape[1]
-            x = F.pad(x, (0, 0, self.context, 0))
-            taps = range(0, self.context + 1, self.dilation)
-            x = torch.cat([x[:, i : i + n_frames] for i in taps], dim=-1)
+            past = None if tails is None else tails.before.get(self)
+            x = F.pad(x, (0, 0, self.context, 0)) if past is None else torch.cat([past, x], dim=1)
+            if tails is not None:
+                tails.after[self] = x[:, n_frames:].clone()  # a slice would keep all of it
+            x = torch.cat([x[:, i : i + n_frames] for i in range(0, self.context + 1, self.dilation)], dim=-1)
         return F.linear(x, self.weight)
+
+
+class Snake(nn.Module):
+    """x + sin^2(a x) / a with a learned `a` for each channel (arXiv:2006.08195; DAC, arXiv:2306.06546): waves stay
+    waves, and harmonics come easily."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.a = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return x + (self.a * x).sin().square() / (self.a + 1e-9)
+
+
+def activation(config: AudioTokenizerConfig, width: int) -> nn.Module:
+    """What stands between the convolutions of `width` channels."""
+    return Snake(width) if config.activation == "snake" else nn.ELU()
 
 
 class ResidualUnit(nn.Module):
     """Dilated convolution and a 1x1 convolution round which the input is added; starts as the identity."""
 
-    def __init__(self, width: int, kernel_size: int, dilation: int):
+    def __init__(self, config: AudioTokenizerConfig, width: int, dilation: int):
         super().__init__()
-        self.conv = CausalConv(width, width, kernel_size, dilation)
+        self.act1, self.act2 = activation(config, width), activation(config, width)
+        self.conv = CausalConv(width, width, config.kernel_size, dilation)
         self.out = CausalConv(width, width, zero=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tails: Tails | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return x + self.out(F.elu(self.conv(F.elu(x))))
+        return x + self.out(self.act2(self.conv(self.act1(x), tails)))
 
 
 class Down(nn.Module):
     """Fold `stride` frames into one; the shortcut averages groups of folded channels."""
 
-    def __init__(self, n_in: int, n_out: int, stride: int):
+    def __init__(self, config: AudioTokenizerConfig, n_in: int, n_out: int, stride: int):
         super().__init__()
-        self.stride, self.group = stride, stride * n_in // n_out
+        self.stride, self.n_out = stride, n_out
+        self.act = activation(config, stride * n_in)
         self.conv = CausalConv(stride * n_in, n_out, zero=True)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tails: Tails | None = None) -> Tensor:
         """(B, stride * T, n_in) -> (B, T, n_out)."""
         x = x.reshape(x.shape[0], x.shape[1] // self.stride, self.stride * x.shape[2])
-        return x.unflatten(-1, (-1, self.group)).mean(-1) + self.conv(F.elu(x))
+        return F.adaptive_avg_pool1d(x, self.n_out) + self.conv(self.act(x))
 
 
 class Up(nn.Module):
     """Unfold one frame into `stride`; the shortcut repeats channels: the mirror of Down."""
 
-    def __init__(self, n_in: int, n_out: int, stride: int):
+    def __init__(self, config: AudioTokenizerConfig, n_in: int, n_out: int, stride: int):
         super().__init__()
-        self.stride, self.repeats = stride, stride * n_out // n_in
+        self.stride = stride
+        self.act = activation(config, n_in)
         self.conv = CausalConv(n_in, stride * n_out, zero=True)
+        self.register_buffer("source", torch.arange(stride * n_out) * n_in // (stride * n_out), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    source: Tensor  # (stride * n_out,) channels that are repeated
+
+    def forward(self, x: Tensor, tails: Tails | None = None) -> Tensor:
         """(B, T, n_in) -> (B, stride * T, n_out)."""
-        y = x.repeat_interleave(self.repeats, dim=-1) + self.conv(F.elu(x))
+        y = x.index_select(-1, self.source) + self.conv(self.act(x))
         return y.reshape(x.shape[0], x.shape[1] * self.stride, y.shape[2] // self.stride)
 
 
@@ -93,15 +133,19 @@ class Encoder(nn.Module):
         widths = config.widths
         layers: list[nn.Module] = [CausalConv(config.fold, widths[0], config.kernel_size)]
         for i, width in enumerate(widths):
-            layers += [ResidualUnit(width, config.kernel_size, dilation) for dilation in config.dilations]
+            layers += [ResidualUnit(config, width, dilation) for dilation in config.dilations]
             if i < len(config.strides):
-                layers.append(Down(width, widths[i + 1], config.strides[i]))
-        self.layers = nn.Sequential(*layers)
+                layers.append(Down(config, width, widths[i + 1], config.strides[i]))
+        self.layers = nn.ModuleList(layers)
+        self.act = activation(config, widths[-1])
         self.out = CausalConv(widths[-1], config.codebook_dim)
 
-    def forward(self, samples: Tensor) -> Tensor:
+    def forward(self, samples: Tensor, tails: Tails | None = None) -> Tensor:
         """(B, F * hop_length) -> (B, F, codebook_dim)."""
-        return self.out(F.elu(self.layers(samples.reshape(samples.shape[0], samples.shape[1] // self.fold, self.fold))))
+        x = samples.reshape(samples.shape[0], samples.shape[1] // self.fold, self.fold)
+        for layer in self.layers:
+            x = layer(x, tails)
+        return self.out(self.act(x))
 
 
 class Decoder(nn.Module):
@@ -112,25 +156,16 @@ class Decoder(nn.Module):
         widths, strides = config.widths[::-1], config.strides[::-1]
         layers: list[nn.Module] = [CausalConv(config.codebook_dim, widths[0], config.kernel_size)]
         for i, width in enumerate(widths):
-            layers += [ResidualUnit(width, config.kernel_size, dilation) for dilation in config.dilations]
+            layers += [ResidualUnit(config, width, dilation) for dilation in config.dilations]
             if i < len(strides):
-                layers.append(Up(width, widths[i + 1], strides[i]))
-        self.layers = nn.Sequential(*layers)
+                layers.append(Up(config, width, widths[i + 1], strides[i]))
+        self.layers = nn.ModuleList(layers)
+        self.act = activation(config, widths[-1])
         self.out = CausalConv(widths[-1], config.fold, config.kernel_size)
 
-    @property
-    def context_frames(self) -> int:
-        """Past latent frames that can influence a block of samples; a chunk decoded after that many is exact."""
-        context, step = 0.0, 1.0  # in latent frames
-        for layer in [*self.layers, self.out]:
-            if isinstance(layer, Up):
-                step /= layer.stride
-            elif isinstance(layer, ResidualUnit):
-                context += layer.conv.context * step
-            elif isinstance(layer, CausalConv):
-                context += layer.context * step
-        return int(context) + 1
-
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, tails: Tails | None = None) -> Tensor:
         """(B, F, codebook_dim) -> (B, F * hop_length)."""
-        return self.out(F.elu(self.layers(latents))).flatten(1)
+        x = latents
+        for layer in self.layers:
+            x = layer(x, tails)
+        return self.out(self.act(x), tails).flatten(1)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from tasks.errors import InputError
@@ -22,9 +21,10 @@ from train.data.playground import Playground, Scene
 from train.data.source import MediaSpec
 from train.evaluate import generation
 from train.evaluate.detectors import Seen, look
-from train.evaluate.onsets import Agreement, agreement, find_onsets, merged
-from train.evaluate.prompts import ASKED, judge, over_shifts, share, shuffled
+from train.evaluate.onsets import agreement
+from train.evaluate.prompts import ASKED, judge, share, shuffled
 from train.evaluate.report import Report, Row, mean
+from train.evaluate.sound import mismatched, onset_rows, onsets, sound_reconstruction, video_to_audio
 from train.evaluate.tokenizer_metrics import CodeUse, psnr, ssim
 
 if TYPE_CHECKING:
@@ -119,128 +119,31 @@ def playground_suite(
 
 
 def reconstruction(suite: Suite) -> list[Row]:
-    """Both tokenizers on the playground as it is trained on: all styles, cameras and numbers of objects."""
-    from train.audio_metrics import mel_distance, si_sdr
-
-    poet, n = suite.poet, suite.n
+    """The video tokenizer on the playground as it is trained on: all styles, cameras and numbers of objects."""
+    poet, n, name = suite.poet, suite.n, "reconstruction"
     codes = CodeUse.of_size(poet.codec.video.codebook_size)
-    levels = [CodeUse.of_size(poet.codec.audio.codebook_size) for _ in range(poet.codec.audio.n_codebooks)]
-    values: dict[str, list[float]] = {key: [] for key in ("psnr", "ssim", "mel", "sdr")}
-    heard: list[Tensor] = []
-    heard_again: list[Tensor] = []
-    true: list[Tensor] = []
-    for part, _ in suite.batches(n, "reconstruction"):
-        clips = suite.world.batch(range(part.start, part.stop), suite.spec)
-        assert clips.video is not None and clips.audio is not None and clips.scenes is not None
-        ids, sounds = generation.encode(poet, clips.video, clips.audio)
-        assert ids is not None and sounds is not None
+    values: dict[str, list[float]] = {key: [] for key in ("psnr", "ssim")}
+    for part, _ in suite.batches(n, name):
+        clips = suite.world.batch(range(part.start, part.stop), suite.spec, audio=False)
+        assert clips.video is not None and clips.scenes is not None
+        ids, _ = generation.encode(poet, clips.video, None)
+        assert ids is not None
         codes.add(ids)
-        for level, used in zip(sounds.unbind(1), levels):
-            used.add(level)
-        out = generation.decode(poet, ids, sounds)
-        assert out.video is not None and out.audio is not None
+        out = generation.decode(poet, ids, None)
+        assert out.video is not None
         frames = generation.to_frames(clips.video)
-        suite.keep("reconstruction", clips.scenes, out.video[:, : suite.spec.n_frames], frames)
+        suite.keep(name, clips.scenes, out.video[:, : suite.spec.n_frames], frames)
         a, b = generation.to_unit(out.video[:, : suite.spec.n_frames]), generation.to_unit(frames)
         values["psnr"] += psnr(a, b).tolist()
         if suite.spec.size >= 11:
             values["ssim"] += ssim(a, b).tolist()
-        long = min(out.audio.shape[1], clips.audio.shape[1])
-        sound, original = out.audio[:, :long], clips.audio[:, :long]
-        loud = [i for i, x in enumerate(original) if x.abs().max() > 0]  # of silence there is nothing to distort
-        values["mel"] += mel_distance(sound, original, suite.spec.sample_rate).tolist()
-        values["sdr"] += si_sdr(sound[loud], original[loud]).tolist() if loud else []
-        heard += _onsets(clips.audio, suite)
-        heard_again += _onsets(out.audio, suite)
-        true += [_impacts(scene, suite) for scene in clips.scenes]
-    before, after = agreement(heard, true, suite.frame), agreement(heard_again, true, suite.frame)
     bits = math.log2(poet.codec.video.codebook_size)
-    name = "reconstruction"
-    rows = [
+    return [
         Row(name, "video PSNR", mean(values["psnr"]), "dB", n),
         Row(name, "video SSIM", mean(values["ssim"]), "", n),
         Row(name, f"video codes used, of {len(codes.counts)}", codes.share, "share", n),
         Row(name, f"video code entropy, of {bits:.0f} bits", codes.entropy, "bits", n),
-        Row(name, "audio mel distance, decades", mean(values["mel"]), "", n, better="lower"),
-        Row(name, "audio SI-SDR, clips that sound", mean(values["sdr"]), "dB", len(values["sdr"])),
     ]
-    for k, used in enumerate(levels):
-        rows.append(Row(name, f"audio codes used, level {k}, of {len(used.counts)}", used.share, "share", n))
-    return rows + _onset_rows(name, "impacts", after, before, None, None)
-
-
-# --- sound ---------------------------------------------------------------------------------------------------------
-
-
-def _onsets(audio: Tensor, suite: Suite) -> list[Tensor]:
-    return [find_onsets(samples, suite.spec.sample_rate) for samples in audio]
-
-
-def _impacts(scene: Scene, suite: Suite) -> Tensor:
-    """Seconds of a scene's impacts; those too close to be told apart by ear count as one."""
-    return merged(torch.tensor([impact.time for impact in scene.impacts(suite.spec.seconds)]))
-
-
-def _onset_rows(
-    part: str,
-    what: str,
-    model: Agreement,
-    truth: Agreement | None,
-    tokenizer: Agreement | None,
-    other: Callable[[str], float] | None,
-) -> list[Row]:
-    """Rows on how well onsets fall on impacts; `other` gives a baseline's figure by its name in `Agreement`."""
-    rows = []
-    for key, measure, unit, better in (
-        ("median_error", f"median distance from {what} to the nearest onset", "ms", "lower"),
-        ("within_40ms", f"{what} with an onset within 40 ms", "%", "higher"),
-        ("within_frame", f"{what} with an onset within one frame", "%", "higher"),
-        ("precision", f"onsets within one frame of {what}", "%", "higher"),
-    ):
-        n = model.n_found if key == "precision" else model.n_true
-        true, again = (math.nan if a is None else float(getattr(a, key)) for a in (truth, tokenizer))
-        baseline = math.nan if other is None else other(key)
-        value = float(getattr(model, key))
-        rows.append(Row(part, measure, value, unit, n, true, again, baseline, "other clips", better))
-    return rows
-
-
-def video_to_audio(suite: Suite) -> list[Row]:
-    """Sound for silent clips in which something is hit."""
-    poet, n = suite.poet, suite.n
-    scenes: list[Scene] = []
-    block = 2 * n
-    while len(scenes) < n:  # about two in three scenes have an impact
-        scenes = [s for s in suite.world.evaluation_scenes(block) if s.impacts(suite.spec.seconds - 0.05)][:n]
-        block *= 2
-    heard: dict[str, list[Tensor]] = {"model": [], "truth": [], "tokenizer": []}
-    work = generation.n_steps(poet, "video_to_audio")
-    for part, tick in suite.batches(n, "video_to_audio", work):
-        some = scenes[part]
-        sound = suite.world.sound(some, suite.spec)
-        ids, sounds = generation.encode(poet, suite.world.render(some, suite.spec), sound)
-        made = generation.generate(
-            poet, "video_to_audio", captions=[None] * len(some), video=ids, seeds=suite.seeds(part, 1), tick=tick
-        )
-        again = generation.decode(poet, None, sounds)
-        assert made.audio is not None and again.audio is not None
-        for name, audio in (("model", made.audio), ("truth", sound), ("tokenizer", again.audio)):
-            heard[name] += _onsets(audio, suite)
-    true = [_impacts(scene, suite) for scene in scenes]
-    figures = {name: agreement(times, true, suite.frame) for name, times in heard.items()}
-    other = _mismatched(heard["model"], true, suite.frame)
-    return _onset_rows("video_to_audio", "impacts", figures["model"], figures["truth"], figures["tokenizer"], other)
-
-
-def _mismatched(found: list[Tensor], true: list[Tensor], frame: float) -> Callable[[str], float]:
-    """Figures for clips whose sound is another clip's."""
-
-    def figure(key: str) -> float:
-        return over_shifts(
-            len(found), lambda paired: float(getattr(agreement([found[k] for k in paired], true, frame), key))
-        )
-
-    return figure
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------
@@ -269,12 +172,12 @@ def text_to_video(suite: Suite) -> list[Row]:
         ):
             assert frames is not None and audio is not None
             seen[key] += [look(clip, suite.spec.fps) for clip in frames]
-            heard[key] += _onsets(audio, suite)
+            heard[key] += onsets(audio, suite)
     rows = _prompt_rows(name, seen, scenes)
     visible = {key: [clip.impacts for clip in clips] for key, clips in seen.items()}
     figures = {key: agreement(heard[key], visible[key], suite.frame) for key in seen}
-    other = _mismatched(heard["model"], visible["model"], suite.frame)
-    return rows + _onset_rows(name, "impacts seen", figures["model"], figures["truth"], figures["tokenizer"], other)
+    other = mismatched(heard["model"], visible["model"], suite.frame)
+    return rows + onset_rows(name, "impacts seen", figures["model"], figures["truth"], figures["tokenizer"], other)
 
 
 def _prompt_rows(
@@ -338,6 +241,7 @@ def _continued(suite: Suite, name: str, n_context: int) -> list[Row]:
 
 PARTS: dict[str, Callable[[Suite], list[Row]]] = {
     "reconstruction": reconstruction,
+    "sound_reconstruction": sound_reconstruction,
     "text_to_video": text_to_video,
     "video_to_audio": video_to_audio,
     "image_to_video": image_to_video,
