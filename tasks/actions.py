@@ -114,11 +114,11 @@ def reconstruct(args: Namespace) -> None:
 
     _write(args.out, parts(), poet, source.has_audio)
     print(args.out)
+    for name, value in distance.figures().items():
+        print(f"{name}: {value}")
     if drawn is not None:
         drawn.save(args.spectrogram)
         print(args.spectrogram)
-    for name, value in distance.figures().items():
-        print(f"{name}: {value}")
 
 
 def _check_parts(args: Namespace, source: Source) -> None:

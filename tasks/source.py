@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tasks.errors import InputError
-from tokenizers_av.audio.resample import resample
+from tokenizers_av.audio import check_samples, resample
 from tokenizers_av.clip import Clip, ClipReader, MediaError
 from tokenizers_av.media_frames import resize
 
@@ -29,6 +29,11 @@ class Source:
             self.has_video, self.has_audio = media.frames is not None, media.samples is not None
             self.seconds: float | None = media.seconds
             self.is_image = media.n_frames == 1
+            if media.samples is not None:
+                try:
+                    check_samples(media.samples[None])
+                except ValueError as error:
+                    raise InputError(str(error)) from None
         else:
             with ClipReader(media) as reader:
                 self.has_video, self.has_audio, self.seconds = reader.has_video, reader.has_audio, reader.seconds
@@ -104,9 +109,9 @@ def _clip_windows(
 ) -> Iterator[Clip]:
     """What ClipReader does with a file: the nearest frame for each time, sound as long as the picture."""
     fps = clip.fps if fps is None else fps
-    samples = clip.samples if audio else None
+    samples = clip.samples.detach().cpu().float() if audio and clip.samples is not None else None
     if samples is not None and clip.sample_rate != sample_rate:
-        samples = resample(samples.detach().cpu().float(), clip.sample_rate, sample_rate).clamp(-1, 1)  # it overshoots
+        samples = resample(samples, clip.sample_rate, sample_rate).clamp(-1, 1)  # it overshoots
     if not video or clip.frames is None:
         if samples is not None:
             for part in samples.split(max(1, round(seconds * sample_rate))):

@@ -28,7 +28,7 @@ from train.data.source import MediaSpec, Source
 from train.optimizers import matrix_optimizers
 from train.watch import Watch
 
-COLLAPSED = "lower the learning rate, or raise dead_code_threshold"
+COLLAPSED = "lower the learning rate"
 
 
 class Critic(nn.Module):
@@ -109,12 +109,16 @@ class AudioTokenizerJob:
         """Fine-tune what an earlier training has made: quantized from the start, and with its discriminators if both
         have some, which then play from the start too; `checkpoint` may be missing."""
         self.training = replace(self.training, soft_from=0.0, soft_to=0.0)
+        self.watch = Watch(trained=True)
         if self.critic is None or not has_checkpoint(checkpoint):
             return
         weights = load_weights(checkpoint, "critic")
         if weights is not None:
+            weights = {k: v for k, v in weights.items() if not k.startswith("balancer.")}  # its averages are soon made
             try:
-                self.critic.load_state_dict(weights)
+                self.critic.discriminator.load_state_dict(
+                    {k.removeprefix("discriminator."): v for k, v in weights.items()}
+                )
             except RuntimeError:
                 raise CheckpointError(f"{checkpoint}: its discriminators are of other sizes") from None
             self.training = replace(self.training, adversarial_from=0.0, head_start=0.0)
@@ -245,7 +249,8 @@ class AudioTokenizerJob:
         for k in range(Q):
             name = "" if k == Q - 1 else f"_{k + 1}"
             results["mel_distance" + name] = float(torch.cat(distances[k]).mean())
-            results["si_sdr" + name] = float(torch.cat(ratios[k]).nanmean())
+            if torch.cat(ratios[k]).isfinite().any():  # not where all is silence
+                results["si_sdr" + name] = float(torch.cat(ratios[k]).nanmean())
         used = share_of_codes_used(torch.cat(ids), self.codebook_size)
         return results | {f"codes_used_{level}": share for level, share in enumerate(used)}
 

@@ -46,3 +46,6 @@ class AudioTraining:
                 raise ValueError(f"{name}={getattr(self, name)}: need a number, 0 or more")
         if self.soft_from > self.soft_to:
             raise ValueError(f"soft_from={self.soft_from}, soft_to={self.soft_to}: need them in this order")
+        if self.adversarial_weight and self.adversarial_from + self.head_start >= 1:
+            raise ValueError(f"adversarial_from={self.adversarial_from}, head_start={self.head_start}: need a sum "
+                             "below 1, else the codec never hears its discriminators")  # fmt: skip

@@ -181,6 +181,8 @@ class AudioOptions:
 
 def train_audio_tokenizer(out: Path, options: Options, audio: AudioOptions | None = None) -> dict[str, float]:
     """Train an audio tokenizer into folder `out` and return its test metrics."""
+    from accelerate import PartialState
+
     from tasks.model_folder import open_audio_tokenizer
     from tokenizers_av.audio import AudioTokenizer, audio_tokenizer_config
     from train.audio_tokenizer import AudioTokenizerJob
@@ -189,6 +191,7 @@ def train_audio_tokenizer(out: Path, options: Options, audio: AudioOptions | Non
     given = {name: getattr(audio, name) for name in ("lr", "seconds", "adversarial_weight")}
     config = audio_tokenizer_config(options.chain.audio)
     train, test = options.source(), options.source("test")
+    PartialState(cpu=options.device == "cpu")  # only codebooks made after this learn from all processes
     _seed(options.seed)
     if audio.init is None:
         tokenizer = AudioTokenizer(config)
@@ -269,6 +272,9 @@ def train_lm(
         video = VideoTokenizer.from_pretrained(tokenizers / "video_tokenizer").eval()
         audio = AudioTokenizer.from_pretrained(tokenizers / "audio_tokenizer").eval()
     text = TextTokenizer.from_pretrained(tokenizers / "text_tokenizer")
+    if audio.sample_rate != spec.sample_rate:
+        raise InputError(f"{tokenizers}: its audio tokenizer codes {audio.sample_rate} Hz, preset {options.preset} has "
+                         f"{spec.sample_rate} Hz; choose the --preset it was trained with")  # fmt: skip
     vocabulary = model_vocabulary(video, audio, text)
     lm_preset, config = lm_config(chain.lm, vocabulary), model_config(video, audio, chain)
     _seed(options.seed)

@@ -35,9 +35,13 @@ class Watch:
     """
 
     def __init__(
-        self, codebook_size: int | None = None, collapsed: str = "raise entropy_weight or lower the learning rate"
+        self,
+        codebook_size: int | None = None,
+        collapsed: str = "raise entropy_weight or lower the learning rate",
+        trained: bool = False,
     ) -> None:
-        self.codebook_size, self.collapsed = codebook_size, collapsed  # the latter: what to do when codes collapse
+        """`collapsed` says what to do when codes collapse; a model that is `trained` already may stand still."""
+        self.codebook_size, self.collapsed, self.trained = codebook_size, collapsed, trained
         self._said: set[str] = set()
         self._lows: list[float] = []  # of the first batches
         self._highs: list[float] = []
@@ -53,6 +57,7 @@ class Watch:
         self._n_same = 0
         self._falls = False
         self._calmest = math.inf  # least median of gradient norms
+        self._stage = (False, False)  # whether nothing and everything is quantized
 
     def batch(self, video: Tensor) -> list[str]:
         """What is wrong with the range of one of the first batches, video (B, 3, T, H, W), values in [-1, 1] expected.
@@ -88,11 +93,12 @@ class Watch:
             if "entropy" in metrics:
                 new += self._watch_entropy(metrics["entropy"])
         if not self._logged:  # a training that goes on, or starts from a good model, may stand still
-            self._falls = step > FLAT or metrics.get("psnr", 0.0) > GOOD_PSNR
+            self._falls = self.trained or step > FLAT or metrics.get("psnr", 0.0) > GOOD_PSNR
         if "loss" in metrics:
             new += self._watch_loss(step, metrics["loss"], soft == 0 and metrics.keys() <= self._logged)
-        if not metrics.keys() <= self._logged:
-            self._calmest = math.inf  # the loss is made of other terms
+        stage = soft == 1, soft == 0
+        if stage != self._stage or not metrics.keys() <= self._logged:
+            self._stage, self._calmest = stage, math.inf  # quantization sets in, or the loss is made of other terms
             self._recent.pop("grad_norm", None)
         self._logged |= metrics.keys()
         if "grad_norm" in metrics:
@@ -246,7 +252,7 @@ class Watch:
         return self._say(
             "critic", len(loss) == SHORT and gap > 8 and median(loss) > 4,
             f"the discriminator has won: {median(real):.1f} for real and {median(fake):.1f} for decoded clips, "
-            f"generator loss {median(loss):.1f}; lower discriminator_lr, raise r1_weight or lower adversarial_weight",
+            f"generator loss {median(loss):.1f}; lower discriminator_lr or adversarial_weight",
             right=gap < 6,
         )  # fmt: skip
 

@@ -238,6 +238,12 @@ def test_a_full_scale_sound_of_another_rate_is_coded_though_resampling_overshoot
     assert len(poet.reconstruct(Clip(None, 8.0, square, 44100)).samples) == 16000
 
 
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_a_clip_whose_sound_is_out_of_range_is_refused_at_once(rate, poet):
+    with pytest.raises(InputError, match="divide by 32768"):
+        poet.reconstruct(Clip(None, 8.0, torch.full((rate,), 20000.0), rate))
+
+
 @pytest.mark.parametrize("kind", ["clip_file", "photo", "tone"])
 def test_everything_can_be_reconstructed(kind, poet, request):
     parts = list(reconstructed(poet.codec, Source(request.getfixturevalue(kind))))

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -182,6 +185,32 @@ def test_an_output_that_is_almost_silent_is_noticed():
     job, metrics = make_job(), {"loss": 1.0, "level": -30.0}
     said = [words for step in range(0, 280, 20) for words in job.notices(step, metrics)]
     assert len(said) == 1 and "30 dB quieter" in said[0]
+
+
+def test_two_processes_learn_one_codebook(tmp_path):
+    words = ["-m", "train", "audio-tokenizer", "--preset", "debug", "--steps", "4", "--device", "cpu", "--out",
+             str(tmp_path / "a")]  # fmt: skip
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words]
+    done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    assert done.returncode == 0, done.stderr
+    weights = load_weights(tmp_path / "a/train/checkpoint", "model")
+    assert weights is not None
+    used = weights["quantizer.rvq.layers.0._codebook.cluster_size"].sum()
+    n_vectors = 2 * 2 * 25  # two processes, two clips, half a second
+    assert 0.5 * n_vectors < used  # of one process it would be half as many at most
+
+
+def test_fine_tuning_may_stand_still(tmp_path):
+    job = make_job()
+    flat = lambda: [words for step in range(20, 1000, 20) for words in job.notices(step, {"loss": 0.5, "soft": 0.0})]
+    assert "the loss has not fallen" in flat()[0]
+    job.go_on_from(tmp_path)
+    assert flat() == []
+
+
+def test_discriminators_that_the_codec_never_hears_are_refused():
+    with pytest.raises(ValueError, match="never hears"):
+        AudioTraining(adversarial_weight=1.0, adversarial_from=0.95, head_start=0.1)
 
 
 def test_values_beyond_one_are_refused_before_they_are_learned(job):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from lm import LM, Vocabulary, lm_config
 from tasks import SPECIAL_TOKENS, AVPoet
+from tokenizers_av.audio import AudioTokenizer, audio_tokenizer_config
 from tokenizers_av.text import TextTokenizer
 from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
 from train.cli import main, parser
@@ -104,6 +106,17 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("avpoet-train: error:") and message in error
     assert not (tmp_path / "x").exists()
+
+
+def test_an_audio_tokenizer_of_another_rate_is_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("video_tokenizer", "text_tokenizer"):
+        shutil.copytree(trained / part, tmp_path / part)
+    AudioTokenizer(audio_tokenizer_config("debug", sample_rate=24000)).save_pretrained(tmp_path / "audio_tokenizer")
+    words = ["lm", "--preset", "debug", "--tokenizers", str(tmp_path), "--out", str(tmp_path / "lm"), "--steps", "1"]
+    assert main(words) == 2
+    assert "codes 24000 Hz, preset debug has 16000 Hz" in capsys.readouterr().err
 
 
 def test_an_output_folder_below_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,9 @@ from tokenizers_av.audio.config import AudioTokenizerConfig
 from tokenizers_av.audio.quantizer import ResidualQuantizer
 from tokenizers_av.audio.seanet import Decoder, Encoder, Tails
 
-GROUP = 4  # frames that are always encoded together: a product of fewer rows is rounded in another way, an id may turn
+# frames that are always encoded together: a product of fewer rows is rounded in another way, and an id may turn. With
+# whole groups the ids of all chunkings are equal on CPUs; other devices may round large products otherwise, too
+GROUP = 4
 PIECE = 256  # frames that are computed at once, a multiple of GROUP; more would take memory and no less time
 
 
@@ -76,7 +78,7 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
         if sample_rate not in (None, self.sample_rate):
             raise ValueError(
                 f"samples at {sample_rate} Hz, this tokenizer codes {self.sample_rate} Hz: "
-                f"resample(samples, {sample_rate}, {self.sample_rate})"
+                f"resample(samples, {sample_rate}, {self.sample_rate}).clamp(-1, 1)"
             )
         if samples.ndim == 2 and samples.shape[1] < self.hop_length:
             raise ValueError(f"{samples.shape[1]} samples, expected at least one frame of {self.hop_length}")
@@ -91,6 +93,8 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
 
     def reconstruct(self, samples: Tensor, n_levels: int | None = None) -> Tensor:
         """Through the ids of the first `n_levels` levels (None: all) and back: as long as `samples` (B, N)."""
+        if n_levels is not None and not 1 <= n_levels <= self.n_codebooks:
+            raise ValueError(f"n_levels={n_levels}: expected 1 to {self.n_codebooks}")
         ids = self.encode(F.pad(samples, (0, -samples.shape[-1] % self.hop_length)))
         return self.decode(ids[:, :n_levels])[:, : samples.shape[-1]]
 
@@ -122,7 +126,8 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
 
     @torch.no_grad()
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """For each chunk of ids (B, k, m), any m >= 0, its samples (B, m * hop_length); joined, those of `decode`."""
+        """For each chunk of ids (B, k, m), any m >= 0, its samples (B, m * hop_length); joined, those of `decode`
+        up to rounding."""
         tails = Tails()
         shape: torch.Size | None = None
         for chunk in chunks:
@@ -139,19 +144,16 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
                 tails = Tails(tails.after)
             yield torch.cat(samples, dim=1)
 
-    def forward(self, samples: Tensor, n_levels: int | None = None, bypass: Tensor | None = None) -> AudioOutput:
-        """Reconstruct samples (B, N). In training mode codebooks move, levels are dropped at random, and the latents of
-        clips where `bypass` (B,) is True are not quantized; in eval mode the first `n_levels` levels (all if None) are
-        used and nothing changes."""
-        if n_levels is not None and (self.training or not 1 <= n_levels <= self.n_codebooks):
-            raise ValueError(f"n_levels={n_levels}: expected 1 to {self.n_codebooks}, and in eval mode only")
+    def forward(self, samples: Tensor, bypass: Tensor | None = None) -> AudioOutput:
+        """Reconstruct samples (B, N) at once, with gradients. In training mode codebooks move, levels are dropped at
+        random, and the latents of clips where `bypass` (B,) is True are not quantized; in eval mode nothing changes."""
         if samples.ndim != 2:
             raise ValueError(f"audio of shape {tuple(samples.shape)}: expected mono samples (batch, samples)")
         z = self.encoder(samples[:, : samples.shape[1] // self.hop_length * self.hop_length])
         if self.training:
             q = self.quantizer(z, bypass)
             return AudioOutput(self.decoder(q.z_q).float(), q.ids, q.commit_loss)
-        ids = self.quantizer.encode(z, n_levels)
+        ids = self.quantizer.encode(z)
         return AudioOutput(self.decoder(self.quantizer.decode(ids).to(self._dtype)).float(), ids, z.new_zeros(()))
 
     @property

@@ -57,11 +57,11 @@ class ResidualQuantizer(nn.Module):
         """(Q, codebook_size, D) a copy of the codes."""
         return self.rvq.codebooks.detach()
 
-    def encode(self, z: Tensor, n_levels: int | None = None) -> Tensor:
-        """Nearest codes, level after level: (B, F, D) -> (B, n_levels, F)."""
+    def encode(self, z: Tensor) -> Tensor:
+        """Nearest codes, level after level: (B, F, D) -> (B, Q, F)."""
         with torch.autocast(z.device.type, enabled=False):
             residual, ids = z.detach().float(), []
-            for codes in self.codebooks[:n_levels].float():
+            for codes in self.codebooks.float():
                 # |r - c|^2 without the |r|^2 that all codes share
                 ids.append((codes.square().sum(-1) - 2 * residual @ codes.T).argmin(-1))
                 residual = residual - F.embedding(ids[-1], codes)

@@ -23,7 +23,7 @@ def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
     """(..., N) floating point -> (..., ceil(N * to_rate / from_rate)), same dtype and device; equal rates: the input.
 
     Sample 0 lies on sample 0; outside there is silence. Half precision is computed in float32. A NaN or an infinity
-    spoils the samples around it.
+    spoils the samples around it. What is loud and steep overshoots: clamp it where values beyond one are refused.
     """
     if from_rate < 1 or to_rate < 1:
         raise ValueError(f"from_rate={from_rate}, to_rate={to_rate}: both must be at least 1")
