@@ -197,7 +197,7 @@ def test_two_processes_learn_one_codebook(tmp_path):
     assert weights is not None
     used = weights["quantizer.rvq.layers.0._codebook.cluster_size"].sum()
     n_vectors = 2 * 2 * 25  # two processes, two clips, half a second
-    assert 0.5 * n_vectors < used  # of one process it would be half as many at most
+    assert used > 0.75 * n_vectors, float(used)  # of one process it would be half as many
 
 
 def test_fine_tuning_may_stand_still(tmp_path):
