@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from tokenizers_av.audio import AudioTokenizer, check_samples
 from tokenizers_av.audio.metrics import mel_distance, share_of_codes_used, si_sdr
-from train.adversarial import frozen
 from train.audio_discriminator import (
     AudioDiscriminator,
     feature_matching_loss,
@@ -202,8 +201,7 @@ class AudioTokenizerJob:
         total = hinge_discriminator_loss(real, apart)
         if not judged:
             return total + reconstruction, metrics
-        with frozen(judge):
-            fake = judge(samples)
+        fake = judge(samples)  # the balancer takes its gradient no further back than to the samples
         losses = {"adversarial": hinge_generator_loss(fake), "features": feature_matching_loss(real, fake)}
         metrics |= {"g_adversarial": losses["adversarial"].detach(), "features": losses["features"].detach()}
         wanted = {name: loss for name, loss in losses.items() if name in critic.balancer.weights}

@@ -100,6 +100,15 @@ def test_any_chunking_and_any_beginning_give_the_ids_and_samples_of_the_whole(na
         assert (samples - model.decode(ids[:, :levels])).abs().max() < 1e-5, levels
 
 
+def test_latents_of_all_chunkings_are_equal_to_the_bit(model, monkeypatch):
+    assert model.config.codebook_dim == model.n_codebooks  # so that latents fit where ids are meant
+    monkeypatch.setattr(model.quantizer, "encode", lambda z: z.transpose(1, 2))
+    x = torch.rand(1, 320 * 41) * 2 - 1
+    whole = model.encode(x)
+    for cut in (320, 960, 4000):
+        assert torch.equal(torch.cat(list(model.encode_stream(x.split(cut, dim=1))), dim=-1), whole), cut
+
+
 def test_training_sees_the_ids_of_encoding(model):
     x = torch.rand(2, 320 * 40) * 2 - 1
     assert (model(x).ids != model.encode(x)).float().mean() < 0.01  # sums in another order may turn one
