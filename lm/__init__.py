@@ -1,9 +1,9 @@
-"""A decoder-only transformer over named id ranges: vocabulary, network, loss, generation."""
+"""A decoder-only transformer over named id ranges: vocabulary, network, loss, sampling engine."""
 
-from lm.cache import KVCache
 from lm.config import LM_PRESETS, LMConfig, lm_config
-from lm.generate import Plan, Prefix, generate, generate_stream
+from lm.engine import Engine
 from lm.loss import IGNORE_INDEX, LMLoss
+from lm.plan import Plan, Prefix
 from lm.sampling import Sampling
 from lm.transformer import LM
 from lm.vocabulary import IdRange, Vocabulary
@@ -12,15 +12,13 @@ __all__ = [
     "IGNORE_INDEX",
     "LM",
     "LM_PRESETS",
+    "Engine",
     "IdRange",
-    "KVCache",
     "LMConfig",
     "LMLoss",
     "Plan",
     "Prefix",
     "Sampling",
     "Vocabulary",
-    "generate",
-    "generate_stream",
     "lm_config",
 ]

@@ -1,21 +1,24 @@
 """Prefix-LM attention: every token sees the tokens before it, and tokens of the prefix also see each other.
 
-VideoPoet §3.2: the input part of a sequence is read in both directions, the output part is written left to right.
-Two ways to the same numbers: `scaled_dot_product_attention`, and for training on a CPU blocks of queries over matrix
-products, which use the bf16 units and skip the keys that no query of a block may see (about 2.5 times faster there).
+VideoPoet §3.2: the input part of a sequence is read in both directions, the output part is written left to right, one
+id or one block of ids at a time (next-block prediction, arXiv:2502.07737 §3.2: ids of a block see each other).
+Three ways to the same numbers: `scaled_dot_product_attention`; flex attention, for a model opened with
+`attn_implementation="flex_attention"`, which on a GPU skips what the mask hides; and for training on a CPU blocks of
+queries over matrix products, which use the bf16 units and skip keys too (about 2.5 times faster there).
 """
 
-# Shapes: B batch, L queries, S keys, H heads, K key/value heads, G = H / K, D head_dim
+# Shapes: B batch, L sequence, H heads, K key/value heads, G = H / K, D head_dim
 
 from __future__ import annotations
 
 import itertools
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 QUERY_BLOCK = 96  # queries per block of the CPU path: small skips more keys, large has fewer calls
 
@@ -23,30 +26,33 @@ QUERY_BLOCK = 96  # queries per block of the CPU path: small skips more keys, la
 class Visibility:
     """Who may see whom, worked out once per forward pass and shared by all layers.
 
-    `prefix_len` (B,) counts index positions, left padding included; `real` (B, S) is False at padding, which nobody
-    sees (a padding query sees itself, so that no row is empty). `offset` keys come before the first query (a cache).
+    `prefix_len` (B,) counts index positions, left padding included; behind it ids come in blocks of `block_size`.
+    `real` (B, L) is False at padding, which nobody sees (a padding query sees itself, so that no row is empty).
     """
 
-    def __init__(self, n: int, prefix_len: Tensor, real: Tensor | None = None, offset: int = 0) -> None:
-        self.n, self.offset, self.prefix_len, self.real = n, offset, prefix_len, real
-        self.prefix = min(int(prefix_len.max()), offset + n)  # no query sees past max(itself, prefix)
+    def __init__(
+        self, n: int, prefix_len: Tensor, real: Tensor | None = None, block_size: int = 1, flex: bool = False
+    ) -> None:
+        self.n, self.real, self.flex = n, real, flex
+        i, p = torch.arange(n, device=prefix_len.device), prefix_len[:, None]
+        own_block = p + ((i - p) // block_size + 1) * block_size
+        self.stop = torch.where(i < p, p, own_block).clamp(max=n)  # (B, L): one past the last key that query i sees
+        self.prefix = min(int(prefix_len.max()), n)
         self.uniform = real is None and bool((prefix_len == prefix_len[0]).all())
         # padding behind the last real id is out of sight of every real id without any mask
         right_padded = real is None or bool((real[:, 1:] <= real[:, :-1]).all())
-        self.causal_tail = offset == 0 and right_padded
+        self.causal_tail = block_size == 1 and right_padded
         self._additive: dict[torch.dtype, Tensor] = {}
 
     @cached_property
     def allowed(self) -> Tensor:
-        """(B or 1, L, S) bool: query i may see key j."""
-        i = torch.arange(self.offset, self.offset + self.n, device=self.prefix_len.device)[:, None]
-        j = torch.arange(self.offset + self.n, device=i.device)[None, :]
-        first = (self.prefix_len[:1] if self.uniform else self.prefix_len)[:, None, None]
-        allowed = (j <= i) | ((i < first) & (j < first))
-        return allowed if self.real is None else (allowed & self.real[:, None, :]) | (i == j)
+        """(B or 1, L, L) bool: query i may see key j."""
+        j = torch.arange(self.n, device=self.stop.device)
+        allowed = j < (self.stop[:1] if self.uniform else self.stop)[..., None]
+        return allowed if self.real is None else (allowed & self.real[:, None, :]) | (j[:, None] == j)
 
     def additive(self, dtype: torch.dtype) -> Tensor:
-        """(B or 1, L, S): 0 where allowed, -inf elsewhere."""
+        """(B or 1, L, L): 0 where allowed, -inf elsewhere."""
         if dtype not in self._additive:
             zeros = torch.zeros(self.allowed.shape, dtype=dtype, device=self.allowed.device)
             self._additive[dtype] = zeros.masked_fill_(~self.allowed, float("-inf"))
@@ -54,20 +60,31 @@ class Visibility:
 
     def blocks(self, size: int) -> list[tuple[int, int, int]]:
         """(first query, stop query, stop key) of blocks of at most `size` queries."""
-        edges = [*range(0, self.n, size), self.n]
-        return [
-            (a, e, max(self.offset + e, self.prefix if self.offset + a < self.prefix else 0))
-            for a, e in itertools.pairwise(edges)
-        ]
+        edges, stop = [*range(0, self.n, size), self.n], self.stop.amax(0).tolist()
+        return [(a, e, max(stop[e - 1], e)) for a, e in itertools.pairwise(edges)]
+
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """The same for flex attention."""
+        stop, real = self.stop, self.real
+
+        def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            seen = j < stop[b, i]
+            return seen if real is None else (seen & real[b, j]) | (i == j)
+
+        return create_block_mask(visible, stop.shape[0], None, self.n, self.n, device=stop.device.type)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visibility) -> Tensor:
-    """Softmax attention with grouped heads: q (B, L, H, D), k and v (B, S, K, D) -> (B, L, H, D)."""
-    if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad and not torch.compiler.is_compiling():
+    """Softmax attention with grouped heads: q (B, L, H, D), k and v (B, L, K, D) -> (B, L, H, D)."""
+    training = torch.is_grad_enabled() and q.requires_grad
+    if q.device.type == "cpu" and training and not torch.compiler.is_compiling():
         return _BlockAttention.apply(q, k, v, visible)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     p, n = visible.prefix, visible.n
-    if not visible.causal_tail:
+    if visible.flex:
+        out = _flex()(q, k, v, block_mask=visible.block_mask, enable_gqa=q.shape[1] != k.shape[1])
+    elif not visible.causal_tail:
         out = _masked(q, k, v, visible.allowed[:, None])
     elif p <= 1:
         out = _causal(q, k, v)
@@ -77,6 +94,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visibility) -> Tensor:
         if p < n:
             out = torch.cat((out, _causal(q, k, v)[:, :, p:]), dim=2)
     return out.transpose(1, 2)
+
+
+@cache
+def _flex() -> Any:
+    """Only compiled it is fast; inside a compiled model it is compiled with it."""
+    return torch.compile(flex_attention)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

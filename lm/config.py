@@ -15,7 +15,8 @@ class LMConfig(PretrainedConfig):
     """All that decides the shape of an `LM`; saved as config.json beside the weights.
 
     `rope_axes` counts rotary pairs for (time, height, width) and must add up to head_dim / 2; by default half of them
-    turn with time. `vocabulary` is a `Vocabulary` or its `to_dict()`. Raises ValueError for sizes that do not divide.
+    turn with time. `block_size` ids are predicted at a time (next-block prediction, arXiv:2502.07737); 1 is the classic
+    next id. `vocabulary` is a `Vocabulary` or its `to_dict()`. Raises ValueError for sizes that do not divide.
     """
 
     model_type = "avpoet_lm"
@@ -37,12 +38,15 @@ class LMConfig(PretrainedConfig):
         tie_embeddings: bool = True,
         z_loss: float = 1e-4,
         initializer_range: float = 0.02,
+        block_size: int = 1,
         **kwargs: Any,
     ) -> None:
         if dim % n_heads or (dim // n_heads) % 8:
             raise ValueError(f"dim={dim} must be n_heads={n_heads} times a multiple of 8")
         if n_heads % n_kv_heads:
             raise ValueError(f"n_heads={n_heads} must be a multiple of n_kv_heads={n_kv_heads}")
+        if block_size < 1:
+            raise ValueError(f"block_size={block_size}: need at least 1 id a step")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} must lie in [0, 1)")
         pairs = dim // n_heads // 2
@@ -67,6 +71,7 @@ class LMConfig(PretrainedConfig):
         self.tie_embeddings = tie_embeddings
         self.z_loss = z_loss
         self.initializer_range = initializer_range
+        self.block_size = block_size
         super().__init__(**kwargs)
 
     @property
@@ -77,7 +82,7 @@ class LMConfig(PretrainedConfig):
     @property
     def vocab_size(self) -> int:
         """Number of ids, all ranges together."""
-        return sum(size for _, size in self.vocabulary["ranges"])
+        return Vocabulary.from_dict(self.vocabulary).size
 
 
 # Parameters without the embedding (which depends on the codebooks): 0.02M, 6.3M, 302M, 1.0B, 7.9B.

@@ -1,84 +1,151 @@
-"""One decoding step without framework overhead: weights cast once, places computed once, a slice of the cache read.
+"""The arithmetic of `LM.forward` for a few new ids per row behind a cache, without the framework round it.
 
-The same arithmetic as `LM.forward` for a single new token per row, written for many small calls: everything that
-depends on the place only (rotary angles, next-place embeddings) is a table made before the loop.
+Written for many small calls: weights laid out once (`lm.linear`), everything that depends on places only (rotary
+angles, embeddings of the place predicted) a table made before the first step, the cache read as a slice.
 """
 
-# Shapes: R rows, N steps of the plan, H heads, K key/value heads, G = H / K, D head_dim, S cache capacity
+# Shapes: R rows, n new ids per row, M = R * n, H heads, K key/value heads, G = H / K, D head_dim, S keys read
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lm.cache import KVCache
+from lm.linear import Linear, frozen
 from lm.rotary import angles, rotate_
 from lm.transformer import LM, Block
 
 
-class Decoder:
-    """Feeds one id per row and returns the hidden state that predicts the next.
+@dataclass
+class Places:
+    """What new ids need to know of where they stand and what they predict; leading dimensions (n) or (R, n)."""
 
-    positions (N, 3) are the places of the ids to come, in order; step i takes the id placed at positions[i].
+    embedding: Tensor  # (..., dim) of the place predicted
+    cos: Tensor  # (..., 1, D / 2)
+    sin: Tensor
+
+    def __getitem__(self, index: Any) -> Places:
+        return Places(self.embedding[index], self.cos[index], self.sin[index])
+
+
+class Decoder:
+    """A snapshot of a model's weights in `dtype`, ready to continue sequences. `int8` rounds the matrices.
+
+    Raises ValueError for a model whose linear layers are wrapped, such as by adapters.
     """
 
-    def __init__(self, model: LM, cache: KVCache, positions: Tensor) -> None:
-        config, dtype = model.config, cache.data.dtype
-        self.cache, self.eps = cache, config.norm_eps
-        self.H, self.K, self.D = config.n_heads, config.n_kv_heads, config.head_dim
-        self.embed_scale = config.dim**0.5
-        self.embed = model.embed.weight.to(dtype)
-        self.head = self.embed if model.head is None else model.head.weight.to(dtype)
-        following = torch.cat((positions[1:], positions[-1:]))
-        self.place = model.place_embedding(following).to(dtype)[:, None]  # (N, 1, dim)
-        phase = angles(positions, config)[:, None, None]
-        self.cos, self.sin = phase.cos().to(dtype), phase.sin().to(dtype)  # (N, 1, 1, P)
-        self.norm = model.norm.weight.to(dtype)
-        self.layers = [
-            tuple(
-                p.to(dtype)
-                for p in (
-                    b.attention_norm.weight, b.attention.qkv.weight, b.attention.qk_norm.weight, b.attention.out.weight,
-                    b.mlp_norm.weight, b.mlp.gate_up.weight, b.mlp.down.weight,
-                )
-            )
-            for b in cast("Iterable[Block]", model.blocks)
-        ]  # fmt: skip
-        self.slots = cache.data.unbind(0)  # one (R, 2K, S, D) view per layer
-        self.bias: Tensor | None = None  # (R, 1, 1, S) additive, only when rows hold padding
-        if cache.real is not None and not bool(cache.real.all()):
-            shape = (cache.real.shape[0], 1, 1, cache.capacity)
-            self.bias = torch.zeros(shape, dtype=dtype, device=cache.data.device)
-            self.bias.masked_fill_(~cache.real[:, None, None], float("-inf"))
-        self.n_steps = 0
+    def __init__(self, model: LM, dtype: torch.dtype, *, int8: bool = False, compiled: bool = False) -> None:
+        config = self.config = model.config
+        self.dtype, self.device = dtype, model.embed.weight.device
+        self.H, self.K, self.D, self.eps = config.n_heads, config.n_kv_heads, config.head_dim, config.norm_eps
+        self.model, self.embed_scale = model, config.dim**0.5
+        self.norm = model.norm.weight.detach().float() * config.dim**0.5
+        # rms of K numbers with its epsilon, without the mean: sqrt(sum of squares + K * eps)
+        floors = ((k * self.eps) ** 0.5 for k in (config.dim, self.D))
+        self.floor, self.head_floor = (torch.tensor(f, device=self.device) for f in floors)
+        self._int8, self._heads = int8, dict[tuple[int, int], Linear]()
+
+        def matrix(weight: Tensor, norm: Tensor | None = None) -> Linear:
+            """The matrix with the weights of the norm before it, which costs a step nothing then."""
+            weight = weight.detach()
+            if norm is not None:
+                weight = weight.float() * norm.detach().float() * config.dim**0.5
+            return frozen(weight, dtype, int8=int8, compiled=compiled)
+
+        self.layers = []
+        for b in cast("Iterable[Block]", model.blocks):
+            for linear in (b.attention.qkv, b.attention.out, b.mlp.gate_up, b.mlp.down):
+                if not isinstance(linear, nn.Linear):
+                    raise ValueError(f"the model has {type(linear).__name__} in place of its linear layers: merge its "
+                                     "adapters first, model = model.merge_and_unload()")  # fmt: skip
+            gate, up = b.mlp.gate_up.weight.chunk(2)
+            before, after = b.attention_norm.weight, b.mlp_norm.weight
+            self.layers.append((
+                matrix(b.attention.qkv.weight, before), b.attention.qk_norm.weight.detach().float() * self.D**0.5,
+                matrix(b.attention.out.weight), matrix(gate, after), matrix(up, after), matrix(b.mlp.down.weight),
+            ))  # fmt: skip
+
+    def places(self, positions: Tensor, predicted: Tensor) -> Places:
+        """The table for ids at positions (..., 3) that predict the ids at predicted (..., 3)."""
+        phase = angles(positions.to(self.device, torch.float32), self.config).unsqueeze(-2)
+        embedding = self.model.place_embedding(predicted.to(self.device, torch.float32))
+        return Places(embedding.to(self.dtype), phase.cos(), phase.sin())
+
+    def cache(self, n_rows: int, capacity: int) -> KVCache:
+        return KVCache(self.config, n_rows, capacity, self.dtype, self.device)
 
     def logits(self, hidden: Tensor, start: int, stop: int) -> Tensor:
-        """Scores of the ids start..stop-1 only: hidden (R, dim) -> (R, stop - start)."""
-        return F.linear(hidden, self.head[start:stop])
+        """Scores of the embedding rows start..stop-1: hidden (..., dim) -> (..., stop - start)."""
+        if (start, stop) not in self._heads:
+            self._heads[start, stop] = frozen(self.model.head_weight[start:stop], self.dtype, int8=self._int8)
+        return self._heads[start, stop](hidden.flatten(0, -2)).unflatten(0, hidden.shape[:-1])
 
-    def step(self, ids: Tensor) -> Tensor:
-        """ids (R,) -> hidden (R, dim) after the final norm; the cache grows by one."""
-        i, at, (H, K, D) = self.n_steps, self.cache.length, (self.H, self.K, self.D)
-        rows, dim = ids.shape[0], self.embed.shape[1]
-        x = torch.add(self.place[i], self.embed[ids], alpha=self.embed_scale)
-        cos, sin, bias = self.cos[i], self.sin[i], None if self.bias is None else self.bias[..., : at + 1]
-        for (w_in, w_qkv, w_qk, w_out, w_mlp, w_gate, w_down), data in zip(self.layers, self.slots, strict=True):
-            heads = F.linear(F.rms_norm(x, (dim,), w_in, self.eps), w_qkv).view(rows, H + 2 * K, D)
-            qk = heads[:, : H + K]
-            rotate_(qk, F.rms_norm(qk, (D,), w_qk, self.eps), cos, sin)
-            data[:, :, at] = heads[:, H:]
-            filled = data[:, :, : at + 1]
-            # the G queries that share a key head take the place of G query positions: no mask, no copies
-            out = F.scaled_dot_product_attention(
-                heads[:, :H].view(rows, K, H // K, D), filled[:, :K], filled[:, K:], attn_mask=bias
-            )
-            x = x + F.linear(out.reshape(rows, dim), w_out)
-            gate, up = F.linear(F.rms_norm(x, (dim,), w_mlp, self.eps), w_gate).chunk(2, dim=-1)
-            x = x + F.linear(F.silu(gate).mul_(up), w_down)
-        self.n_steps += 1
-        self.cache.length += 1
-        return F.rms_norm(x, (dim,), self.norm, self.eps)
+    def factor_hidden(self, name: str, hidden: Tensor, values: list[Tensor]) -> Tensor:
+        """What scores the next factor of an id of range `name`, after the values (...) of those before: see `LM`."""
+        if not values:
+            return hidden
+        dtype = self.model.embed.weight.dtype
+        return self.model.factor_hidden(name, len(values), hidden.to(dtype), values).to(self.dtype)
+
+    def feed(
+        self, ids: Tensor, places: Places, layers: list[Tensor], at: int | Tensor, stop: int | None,
+        bias: Tensor | None = None, step: Callable[..., Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """ids (R, n) -> hidden (R, n, dim) after the final norm.
+
+        Their keys and values are stored in the `layers` of a cache, from index `at` on or at indices `at` (R, n), and
+        they see the first `stop` keys, to whose scores `bias` (1 or R, 1, 1 or n, stop) is added: -inf hides a key.
+        Without it all see all; with it `stop` may be left to it. `step` is a compiled `forward`.
+        """
+        x = torch.add(places.embedding, self.model.embed_ids(ids).to(self.dtype), alpha=self.embed_scale)
+        return (step or self.forward)(x, places.cos, places.sin, layers, at, stop, bias)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, layers: list[Tensor], at: int | Tensor, stop: int | None,
+        bias: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """The blocks: x (R, n, dim), cos and sin (n or R, n, 1, D / 2) -> (R, n, dim); else see `feed`."""
+        (R, n, dim), (H, K, D) = x.shape, (self.H, self.K, self.D)
+        G = H // K
+        row = torch.arange(R, device=x.device)[:, None] if isinstance(at, Tensor) else None
+        stop = bias.shape[-1] if bias is not None else stop
+        if bias is not None and bias.shape[2] > 1:  # queries of a shared key head lie side by side
+            bias = bias.repeat_interleave(G, dim=2)
+        x = x.reshape(R * n, dim)
+        for (qkv, w_qk, out, gate, up, down), data in zip(self.layers, layers, strict=True):
+            heads = qkv(_scaled(x, self.floor).to(x.dtype)).view(R, n, H + 2 * K, D)
+            heads = _rotated(heads, _scaled(heads[:, :, : H + K], self.head_floor) * w_qk, cos, sin)
+            if row is None:
+                data[:, :, at : at + n] = heads[:, :, H:].transpose(1, 2)
+            else:
+                data[row, :, at] = heads[:, :, H:]
+            # the G queries that share a key head take the place of G query positions: no copies of keys
+            q = heads[:, :, :H].unflatten(2, (K, G)).transpose(1, 2).reshape(R, K, n * G, D)
+            seen = F.scaled_dot_product_attention(q, data[:, :K, :stop], data[:, K:, :stop], attn_mask=bias)
+            seen = seen.unflatten(2, (n, G)).transpose(1, 2).reshape(R * n, dim)
+            x = out.plus(seen, x)
+            h = _scaled(x, self.floor).to(x.dtype)
+            x = down.plus(up.times(h, gate.silu(h)), x)
+        return (_scaled(x, self.floor) * self.norm).to(x.dtype).view(R, n, dim)
+
+
+def _scaled(x: Tensor, floor: Tensor) -> Tensor:
+    """x (..., k) / sqrt(sum of squares + floor^2), float32: RMSNorm but for its weight and sqrt(k). Few operations."""
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32), floor)
+
+
+def _rotated(heads: Tensor, qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The first heads replaced by the rotated qk; in place, but for a compiler, which wants no views written to."""
+    n = qk.shape[2]
+    if torch.compiler.is_compiling():
+        a, b = qk.chunk(2, dim=-1)
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(heads.dtype)
+        return torch.cat((turned, heads[:, :, n:]), dim=2)
+    rotate_(heads[:, :, :n], qk, cos, sin)
+    return heads

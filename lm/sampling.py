@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -61,3 +62,20 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
         mass = cumulative.gather(1, last)
     index = torch.searchsorted(cumulative, uniform[:, None] * mass, right=True).clamp_(max=logits.shape[-1] - 1)
     return (index if order is None else order.gather(1, index)).squeeze(1)
+
+
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution that `draw` follows: logits (B, V) -> (B, V) float64, zero where nothing is drawn."""
+    if sampling.temperature == 0 or sampling.top_k == 1:
+        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).double()
+    logits = logits.float()
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k, dim=-1)
+        logits = torch.full_like(logits, float("-inf")).scatter_(-1, least.indices, least.values)
+    p = (logits / sampling.temperature).softmax(dim=-1, dtype=torch.float64)
+    if sampling.top_p < 1:
+        ordered, order = p.sort(dim=-1, descending=True)
+        before = ordered.cumsum(dim=-1) - ordered
+        p = p.masked_fill_(torch.zeros_like(before, dtype=torch.bool).scatter_(-1, order, before >= sampling.top_p), 0)
+        p /= p.sum(dim=-1, keepdim=True)
+    return p

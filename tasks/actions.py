@@ -18,6 +18,7 @@ from tasks.check import (
     check_seconds,
     check_seed,
     check_size,
+    check_speculative,
     parse_size,
 )
 from tasks.errors import InputError
@@ -45,13 +46,14 @@ def generate(args: Namespace) -> None:
     if row.output("video") is None and not _holds_sound(args.out):
         raise InputError(f"{args.out}: holds no sound, and {row.command} makes nothing else; use .mp4, .webm or .wav")
     _check_media(inputs, args.out)
-    options = _options(values, "seconds", "seed", "negative_prompt", *SAMPLING)
+    options = _options(values, "seconds", "seed", "speculative", "negative_prompt", *SAMPLING)
     sound = sound and _holds_sound(args.out)
     if "sound" in values:
         options["sound"] = sound
     poet = _load(args, f"generate {row.command}", {**inputs, **options})
     with _bar(row) as progress:
         _write(args.out, poet.stream.generate(row.name, **inputs, **options, progress=progress), poet, sound)
+    _tell_drafts(poet)
     print(args.out)
 
 
@@ -63,11 +65,12 @@ def extend(args: Namespace) -> None:
     _check_target(args.out, picture=True, sound=args.sound, one_image=False)
     _check_media({"video": args.video}, args.out)
     sound = args.sound and _holds_sound(args.out)
-    options = {**_options(values, "seed", "negative_prompt", *SAMPLING), "sound": sound}
+    options = {**_options(values, "seed", "speculative", "negative_prompt", *SAMPLING), "sound": sound}
     poet = _load(args, "extend", {"video": args.video, "seconds": args.seconds, "prompts": prompts, **options})
     with _bar() as progress:
         parts = poet.stream.extend(args.video, args.seconds, prompts, **options, progress=progress)
         _write(args.out, parts, poet, sound)
+    _tell_drafts(poet)
     print(args.out)
 
 
@@ -176,6 +179,7 @@ def info(args: Namespace) -> None:
 
 def _check_options(values: dict[str, Any]) -> None:
     check_seed(values["seed"])
+    check_speculative(values["speculative"])
     check_sampling(**{name: values.get(name) for name in SAMPLING})
     if values.get("seconds") is not None:
         check_seconds(values["seconds"])
@@ -249,8 +253,17 @@ def _load(args: Namespace, command: str, values: dict[str, Any]) -> AVPoet:
         for kind, how in config.sampling.ranges.items():
             shown[kind] = {**how, **{k: v for k, v in values.items() if k in ("temperature", "top_k", "top_p")}}
     shown.update(out=args.out, device=str(device), dtype=str(dtype).removeprefix("torch."))
+    engine = {name: getattr(args, name, False) for name in ("compile", "int8")}
+    shown.update({name: True for name, on in engine.items() if on})
     print(f"avpoet {command}", *(f"  {k} = {v!r}" for k, v in shown.items()), sep="\n", file=sys.stderr)
-    return AVPoet.from_pretrained(folder, device=device, dtype=dtype)
+    return AVPoet.from_pretrained(folder, device=device, dtype=dtype, **engine)
+
+
+def _tell_drafts(poet: AVPoet) -> None:
+    """Say how speculative decoding went, if it was asked for."""
+    t = poet.generator.tally
+    if t.tested:
+        print(f"{t.ids} ids in {t.passes} passes, {t.accepted / t.tested:.0%} of the drafts kept", file=sys.stderr)
 
 
 def _write(out: str, parts: Iterable[Clip], poet: AVPoet, sound: bool) -> None:

@@ -11,6 +11,7 @@ from tasks.errors import InputError
 MAX_PROMPT = 1000  # characters; the text tokenizer keeps the first 64 tokens
 MAX_SECONDS = 24 * 3600.0
 MAX_SEED = 2**63 - 1
+MAX_DRAFTS = 1024
 MIN_SIDE, MAX_SIDE, MAX_PIXELS = 16, 1920, 1920 * 1080  # of a picture that the tokenizers shall work on
 
 
@@ -82,6 +83,12 @@ def check_sampling(
         raise InputError(f"top_k={top_k}: expected a whole number, 0 for no limit")
     if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
         raise InputError(f"top_p={top_p}: expected more than 0 and at most 1, where 1 is no limit")
+
+
+def check_speculative(speculative: int) -> int:
+    if isinstance(speculative, bool) or not isinstance(speculative, int) or not 0 <= speculative <= MAX_DRAFTS:
+        raise InputError(f"speculative={speculative}: expected 0 (off) to {MAX_DRAFTS} drafts a pass")
+    return speculative
 
 
 def _is_number(value: object) -> bool:

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from lm import LM, Prefix, Vocabulary, generate_stream
+from lm import Engine, Plan, Prefix, Vocabulary
 from tasks.errors import InputError
 from tasks.model_folder import SamplingDefaults
 from tasks.options import Options
-from tasks.sequence import Layout, TokenSample, plan, prefix, split
+from tasks.sequence import Layout, Segment, TokenSample, plan, prefix, split
 from tasks.table import Task
+
+
+@dataclass
+class Tally:
+    """What generating has taken so far."""
+
+    ids: int = 0
+    passes: int = 0  # of the transformer, prefixes apart
+    tested: int = 0  # drafted ids that were judged
+    accepted: int = 0  # those of them that were kept
 
 
 @dataclass(frozen=True)
 class Generator:
     """The transformer with what it needs to answer tasks."""
 
-    lm: LM
+    engine: Engine
     vocab: Vocabulary
     layout: Layout
     defaults: SamplingDefaults
+    tally: Tally = field(default_factory=Tally)
 
     def n_ids(self, task: Task, *, sound: bool, n_context: int = 1) -> int:
         """How many ids `blocks` will draw, forced ones included."""
-        return len(plan(task, self.vocab, self.layout, sound=sound, n_context=n_context)[0])
+        return len(self._plan(task, sound, n_context)[0])
 
     def blocks(
         self,
@@ -38,14 +49,14 @@ class Generator:
         sound: bool,
         n_context: int = 1,
         negative: torch.Tensor | None = None,
-        tick: Callable[[], None] = lambda: None,
+        tick: Callable[[int], None] = lambda n: None,
     ) -> Iterator[TokenSample]:
         """Yield the video so far (k, h, w), input frames included, after each new latent frame; then the audio (Q, F).
 
         `negative` are the text ids that guidance pushes away from, instead of no text. Each item holds one medium.
         """
         self._check(task)
-        places, segments = plan(task, self.vocab, self.layout, sound=sound, n_context=n_context)
+        places, segments = self._plan(task, sound, n_context)
         ids, positions = prefix(task, sample, self.vocab, self.layout, n_context)
         scale = self.defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
         other: Prefix | None = None
@@ -53,30 +64,38 @@ class Generator:
             unprompted = replace(sample, text=negative)
             other_ids, other_positions = prefix(task, unprompted, self.vocab, self.layout, n_context)
             other = Prefix([other_ids], [other_positions])
-        steps = generate_stream(
-            self.lm,
+        steps = self.engine.stream(
             Prefix([ids], [positions]),
             places,
             unconditional=other,
             guidance_scale=scale if other is not None else 1.0,
             sampling=self.defaults.resolve(options.temperature, options.top_k, options.top_p),
             seeds=[seed],
+            window=options.speculative,
         )
         before = self._frames_before(task, sample, n_context)
         row = self.layout.height * self.layout.width  # ids of a latent frame
-        drawn: list[torch.Tensor] = []
+        drawn = torch.empty(0, dtype=torch.int64)
         for step in steps:
-            drawn.append(step[0])
-            tick()
+            n_before, drawn = len(drawn), torch.cat([drawn, step[0].cpu()])
+            tick(step.shape[1])
             for s in segments:
-                n = len(drawn) - s.start
-                if s.name == "video" and 0 < n <= s.stop - s.start and n % row == 0:
-                    part = replace(s, start=0, stop=n, shape=(n // row, *s.shape[1:]))
-                    video = split(torch.stack(drawn[s.start :]).cpu(), (part,), self.vocab)["video"]
+                known, new = (min(n, s.stop) - s.start for n in (n_before, len(drawn)))
+                if s.name == "video" and new > 0 and new // row > max(known, 0) // row:
+                    part = replace(s, stop=s.start + new // row * row, shape=(new // row, *s.shape[1:]))
+                    video = split(drawn, (part,), self.vocab)["video"]
                     yield TokenSample(video=video if before is None else torch.cat([before, video]))
-                elif s.name == "audio" and len(drawn) == s.stop:
-                    audio = replace(s, start=0, stop=s.stop - s.start)
-                    yield TokenSample(audio=split(torch.stack(drawn[s.start :]).cpu(), (audio,), self.vocab)["audio"])
+                elif s.name == "audio" and known < new == s.stop - s.start:
+                    yield TokenSample(audio=split(drawn, (s,), self.vocab)["audio"])
+        self.tally.ids, self.tally.passes = self.tally.ids + len(drawn), self.tally.passes + self.engine.passes
+        if self.engine.counts is not None:
+            self.tally.tested += int(self.engine.counts.tested)
+            self.tally.accepted += int(self.engine.counts.accepted)
+
+    def _plan(self, task: Task, sound: bool, n_context: int) -> tuple[Plan, tuple[Segment, ...]]:
+        return plan(
+            task, self.vocab, self.layout, sound=sound, n_context=n_context, block_size=self.engine.block_size
+        )
 
     def _frames_before(self, task: Task, sample: TokenSample, n_context: int) -> torch.Tensor | None:
         """The input latent frames that the output continues."""

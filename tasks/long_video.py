@@ -94,7 +94,7 @@ def continue_clip(
     n_frames: int,
     prompts: list[str],
     options: Options,
-    tick: Callable[[], None],
+    tick: Callable[[int], None],
 ) -> Iterator[Clip]:
     """Yield `n_frames` new frames with their sound, a window at a time.
 
@@ -126,7 +126,7 @@ def continue_clip(
 
 
 def sound_columns(
-    generator: Generator, video: Tensor, options: Options, seed: int, tick: Callable[[], None]
+    generator: Generator, video: Tensor, options: Options, seed: int, tick: Callable[[int], None]
 ) -> Tensor:
     """Audio ids (Q, F) for the video ids (t, h, w) of a whole window."""
     audio = gather(generator.blocks(SOUND, TokenSample(video=video), options, seed=seed, sound=True, tick=tick)).audio

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tasks.check import check_prompt, check_sampling, check_seed
+from tasks.check import check_prompt, check_sampling, check_seed, check_speculative
 
 Progress = Callable[[int, int], None]  # ids drawn so far, ids to draw in all
 
@@ -16,11 +16,13 @@ class Options:
     """None means the model's own setting. The same seed and inputs give the same frames and samples.
 
     guidance_scale: how far to push away from what would come without the prompt, or with `negative_prompt`; 1 is off.
+    speculative: ids drafted ahead in each pass of the transformer, of which the right ones are kept; 0 is off.
     temperature, top_k, top_p: for all id ranges alike. sound: False leaves out the sound where it comes with a video.
     """
 
     seed: int = 0
     sound: bool = True
+    speculative: int = 0
     guidance_scale: float | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -30,6 +32,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        check_speculative(self.speculative)
         check_sampling(
             guidance_scale=self.guidance_scale, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
         )

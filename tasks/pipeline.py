@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from lm import LM, Vocabulary
+from lm import LM, Engine, Vocabulary
 from tasks.check import check_levels, check_size
 from tasks.codec import Codec
 from tasks.errors import InputError
@@ -46,6 +46,8 @@ class AVPoet:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        compile: bool = False,
+        int8: bool = False,
     ) -> None:
         self.config = config
         self.device = pick_device(device)
@@ -53,7 +55,8 @@ class AVPoet:
         _check_fit(video_tokenizer, audio_tokenizer, text_tokenizer, lm.vocabulary, config)
         self.codec = Codec(video_tokenizer, audio_tokenizer, text_tokenizer, config, self.device)
         self.lm = lm.to(self.device, self.dtype).eval()  # type: ignore[arg-type]
-        self.generator = Generator(self.lm, lm.vocabulary, config.layout, config.sampling)
+        engine = Engine(self.lm, compile=compile, int8=int8)
+        self.generator = Generator(engine, lm.vocabulary, config.layout, config.sampling)
 
     @classmethod
     def from_pretrained(
@@ -62,11 +65,14 @@ class AVPoet:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        compile: bool = False,
+        int8: bool = False,
     ) -> AVPoet:
         """Load "tiny" (travels with the package), a folder, or a hub name of the form owner/name.
 
         device: "cpu", "cuda", ...; None takes an accelerator if there is one. dtype of the transformer: "float32" or
-        "bfloat16"; None takes bfloat16 where the device computes in it. Raises InputError for no or another model.
+        "bfloat16"; None takes bfloat16 where the device computes in it. compile and int8: see `lm.Engine`; for many or
+        long generations, and for less memory traffic. Raises InputError for no or another model.
         """
         folder = find_model(os.fspath(model))
         config = read_config(folder)
@@ -82,7 +88,7 @@ class AVPoet:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"model folder {str(folder)!r} cannot be loaded: {reason}") from error
-        return cls(*parts, config, device=device, dtype=dtype)
+        return cls(*parts, config, device=device, dtype=dtype, compile=compile, int8=int8)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, README.md and the four parts (the transformer in its `dtype`) into a folder."""

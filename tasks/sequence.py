@@ -5,13 +5,15 @@
 
 Everything before the bar is the prefix. A missing block leaves with its delimiters. `build`, `prefix` and `plan` read
 the same list of pieces, so what is generated has the form of what was learned. Nothing here needs a model.
+For a model that predicts `block_size` ids at a time, each piece behind the bar is filled up to whole blocks: a
+delimiter with itself, media with the delimiter that ends them.
 """
 # Shapes: L sequence, P prefix, n text ids; t h w latent frames, height and width; Q audio levels, F audio columns
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -116,15 +118,17 @@ class _Piece:
 
 
 def build(
-    task: Task, sample: TokenSample, vocab: Vocabulary, layout: Layout, *, sound: bool = True, n_context: int = 1
-) -> Sequence:
+    task: Task, sample: TokenSample, vocab: Vocabulary, layout: Layout, *, sound: bool = True, n_context: int = 1,
+    block_size: int = 1,
+) -> Sequence:  # fmt: skip
     """The whole training sequence of `task` for a clip.
 
-    labels has the index of ids: labels[i] is the id at place i, wanted from what stands before it. The prefix and the
-    delimiters, which generation forces, carry IGNORE. Leave a prompt out with `sample.text = None`; `sound=False` ends
-    the sequence after the video. Raises InputError where the sample lacks a block or has other sizes than `layout`.
+    labels has the index of ids: labels[i] is the id at place i, wanted from what stands before it or its block. The
+    prefix and the delimiters, which generation forces, carry IGNORE. Leave a prompt out with `sample.text = None`;
+    `sound=False` ends the sequence after the video. Raises InputError where the sample lacks a block or has other sizes
+    than `layout`.
     """
-    before, after = _pieces(task, sample, vocab, layout, sound, n_context)
+    before, after = _pieces(task, sample, vocab, layout, sound, n_context, block_size)
     ids = torch.cat([_fill(p, sample) for p in before + after])
     prefix_len = sum(len(p.start) for p in before)
     forced = torch.cat([p.stop - p.start == 1 for p in before + after])
@@ -142,12 +146,12 @@ def prefix(
 
 
 def plan(
-    task: Task, vocab: Vocabulary, layout: Layout, *, sound: bool = True, n_context: int = 1
+    task: Task, vocab: Vocabulary, layout: Layout, *, sound: bool = True, n_context: int = 1, block_size: int = 1
 ) -> tuple[Plan, tuple[Segment, ...]]:
     """What may stand at each place of the output, and where its blocks lie, counted from the first output id."""
     from lm import Plan
 
-    after = _output_pieces(task, vocab, layout, sound, n_context)
+    after = _output_pieces(task, vocab, layout, sound, n_context, block_size)
     start, stop, positions = (torch.cat([getattr(p, f) for p in after]) for f in ("start", "stop", "positions"))
     return Plan(start=start, stop=stop, positions=positions), _segments(after)
 
@@ -179,7 +183,7 @@ def whole(task: Task, parts: Mapping[str, Tensor]) -> TokenSample:
 
 
 def _pieces(
-    task: Task, sample: TokenSample, vocab: Vocabulary, layout: Layout, sound: bool, n_context: int
+    task: Task, sample: TokenSample, vocab: Vocabulary, layout: Layout, sound: bool, n_context: int, block_size: int = 1
 ) -> tuple[list[_Piece], list[_Piece]]:
     before = [_delimiter("<bos>", vocab), _delimiter(task.token, vocab)]
     for block in task.inputs:
@@ -187,22 +191,37 @@ def _pieces(
             continue  # without its prompt a task is what guidance pushes away from
         n_text = len(sample.text) if sample.text is not None else 0
         before += _delimited(block, "i", vocab, layout, n_context, n_text)
-    return before, _output_pieces(task, vocab, layout, sound, n_context)
+    return before, _output_pieces(task, vocab, layout, sound, n_context, block_size)
 
 
-def _output_pieces(task: Task, vocab: Vocabulary, layout: Layout, sound: bool, n_context: int) -> list[_Piece]:
+def _output_pieces(
+    task: Task, vocab: Vocabulary, layout: Layout, sound: bool, n_context: int, block_size: int
+) -> list[_Piece]:
     pieces: list[_Piece] = []
     whole_sequence = task.closed
     for block in task.outputs:
         if block.optional and not sound:
             whole_sequence = False  # the sequence with sound goes on here, so nothing may end it
             continue
-        pieces += _delimited(block, "o", vocab, layout, n_context)
+        begin, media, end = _delimited(block, "o", vocab, layout, n_context)
+        pieces += [_whole_blocks(*pair, block_size) for pair in ((begin, begin), (media, end), (end, end))]
     if not task.closed:
         pieces.pop()
     if whole_sequence:
-        pieces.append(_delimiter("<eos>", vocab, float(pieces[-1].positions[0, 0])))
+        eos = _delimiter("<eos>", vocab, float(pieces[-1].positions[0, 0]))
+        pieces.append(_whole_blocks(eos, eos, block_size))
     return pieces
+
+
+def _whole_blocks(piece: _Piece, filler: _Piece, block_size: int) -> _Piece:
+    """The piece, filled up with a delimiter to a multiple of `block_size`; the fillers stand at its last place."""
+    missing = -len(piece.start) % block_size
+    if not missing:
+        return piece
+    start = torch.cat([piece.start, filler.start.expand(missing)])
+    stop = torch.cat([piece.stop, filler.stop.expand(missing)])
+    positions = torch.cat([piece.positions, piece.positions[-1:].expand(missing, 3)])
+    return replace(piece, start=start, stop=stop, positions=positions)
 
 
 def _delimited(
@@ -286,8 +305,9 @@ def _fill(piece: _Piece, sample: TokenSample) -> Tensor:
     if tuple(local.shape) != s.shape:
         raise InputError(f"{kind} ids have shape {tuple(getattr(sample, kind).shape)}, the layout needs {s.shape}")
     local = (local.T if s.time_major else local).reshape(-1).to("cpu", torch.int64)
-    ids = local + piece.start
-    if len(ids) and not (bool((local >= 0).all()) and bool((ids < piece.stop).all())):
+    n = len(local)
+    ids = torch.cat([local + piece.start[:n], piece.start[n:]])
+    if n and not (bool((local >= 0).all()) and bool((ids < piece.stop).all())):
         raise InputError(f"{kind} ids span [{int(local.min())}, {int(local.max())}], outside of their vocabulary range")
     return ids
 

@@ -1,6 +1,7 @@
 """Checkpoints without pickle: one safetensors file for every tensor, one JSON file for every number.
 
 A checkpoint folder is written beside its final name and then renamed, so a kill leaves the old one or the new one.
+Tensors that are sharded over processes are written whole, so that any number of processes can go on from them.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tasks.errors import InputError
+from train.sharding import local, sharded_like, whole
 
 
 class CheckpointError(InputError):
     """A checkpoint is missing, damaged, or belongs to another model or setting."""
 
 
-def flatten(state: Any, tensors: dict[str, Tensor], name: str = "") -> Any:
-    """Copy of `state` for JSON, in which each tensor is replaced by its key in `tensors`."""
+def flatten(state: Any, tensors: dict[str, Tensor] | None, name: str = "") -> Any:
+    """Copy of `state` for JSON, in which each tensor is replaced by its key in `tensors`, where it is whole and on the
+    CPU. With None for `tensors` they are forgotten: a process only takes part in what others gather."""
     if isinstance(state, Tensor):
-        tensors[name] = state.detach().contiguous()
+        tensor = whole(state)
+        if tensors is not None:
+            tensors[name] = tensor.to("cpu", copy=True).contiguous()
         return {"__tensor__": name}
     if isinstance(state, dict):
         return {"__dict__": [[k, flatten(v, tensors, f"{name}.{k}")] for k, v in state.items()]}
@@ -45,19 +50,26 @@ def unflatten(state: Any, tensors: dict[str, Tensor]) -> Any:
     return state
 
 
-def save_checkpoint(folder: Path, models: dict[str, nn.Module], optimizers: list, progress: dict[str, Any]) -> None:
-    """Write weights, optimizer states and `progress` (numbers and strings) to `folder`, whole or not at all."""
-    tensors: dict[str, Tensor] = {}
+def save_checkpoint(
+    folder: Path, models: dict[str, nn.Module], optimizers: list, progress: dict[str, Any], *, write: bool = True
+) -> None:
+    """Write weights, optimizer states and `progress` (numbers and strings) to `folder`, whole or not at all.
+
+    One process writes; where something is sharded the others must call this too, with `write=False`.
+    """
+    tensors: dict[str, Tensor] | None = {} if write else None
     states = {
         "models": {name: flatten(model.state_dict(), tensors, name) for name, model in models.items()},
         "optimizers": [flatten(o.state_dict(), tensors, f"optimizer{i}") for i, o in enumerate(optimizers)],
         "progress": progress,
     }
+    if tensors is None:
+        return
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for stale in (fresh, old):
         shutil.rmtree(stale, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file({k: v.to("cpu", copy=True) for k, v in tensors.items()}, fresh / "state.safetensors")
+    save_file(tensors, fresh / "state.safetensors")
     with open(fresh / "state.json", "w") as file:
         json.dump(states, file)
         file.flush()
@@ -74,19 +86,34 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def load_checkpoint(folder: Path, models: dict[str, nn.Module], optimizers: list) -> dict[str, Any]:
-    """Restore what `save_checkpoint` wrote and return its `progress`. Raises CheckpointError."""
+    """Restore what `save_checkpoint` wrote, sharded where the models are, and return its `progress`.
+
+    Raises CheckpointError.
+    """
     states, tensors = _read(folder)
     if set(states["models"]) != set(models) or len(states["optimizers"]) != len(optimizers):
         raise CheckpointError(f"{folder}: the checkpoint holds other models; choose another folder")
     try:
         for name, model in models.items():
-            model.load_state_dict(unflatten(states["models"][name], tensors))
+            found, own = unflatten(states["models"][name], tensors), model.state_dict()
+            model.load_state_dict({k: sharded_like(v, own.get(k)) for k, v in found.items()})
         for optimizer, state in zip(optimizers, states["optimizers"], strict=True):
-            optimizer.load_state_dict(unflatten(state, tensors))
+            optimizer.load_state_dict(_sharded_state(unflatten(state, tensors), optimizer))
     except (RuntimeError, ValueError, KeyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise CheckpointError(f"{folder}: the checkpoint does not fit ({first}); use the same preset") from None
     return states["progress"]
+
+
+def _sharded_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """`state` with every tensor sharded as the parameter that it belongs to."""
+    places = [place for group in state["param_groups"] for place in group["params"]]
+    parameters = dict(zip(places, (p for group in optimizer.param_groups for p in group["params"])))
+    split = {
+        place: {k: sharded_like(v, parameters.get(place)) if isinstance(v, Tensor) else v for k, v in values.items()}
+        for place, values in state["state"].items()
+    }
+    return {**state, "state": split}
 
 
 def load_weights(folder: Path, name: str) -> dict[str, Tensor] | None:
@@ -122,9 +149,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model, for floating-point tensors; the rest is copied."""
+    """average <- decay * average + (1 - decay) * model, for floating-point tensors; the rest is copied.
+
+    Where the model is sharded the average is sharded alike, and every process averages what it holds.
+    """
     with torch.no_grad():
-        for a, m in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        states = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
+        for a, m in ((local(a), local(m)) for a, m in states):
             if a.dtype.is_floating_point:
                 a.lerp_(m.to(a.dtype), 1 - decay)
             else:

@@ -42,6 +42,10 @@ def parser() -> Parser:
             command.add_argument("--tokens", type=Path,
                                  help="folder for the ids, or one that `tokenize` made (default: beside --out)")
             command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained transformer")
+            command.add_argument("--block-size", type=int, default=1, metavar="N",
+                                 help="predict N ids at a time: fewer steps, other quality (default: 1)")
+            command.add_argument("--visual-factors", type=int, choices=(1, 2), metavar="N",
+                                 help="write a visual id as 1 or 2 values (default: 2 above 2^14 ids)")
         if name == "video-tokenizer":
             _video(command)
         if name == "audio-tokenizer":
@@ -127,7 +131,9 @@ def _main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     stages.check_out(args.out)
     if args.command == "lm":
-        metrics: dict = stages.train_lm(args.out, options, args.tokenizers, args.tokens, args.init)
+        lm = stages.LMOptions(tokenizers=args.tokenizers, tokens=args.tokens, init=args.init,
+                              block_size=args.block_size, visual_factors=args.visual_factors)  # fmt: skip
+        metrics: dict = stages.train_lm(args.out, options, lm)
     elif args.command == "video-tokenizer":
         video = stages.VideoOptions(
             quantizer=args.quantizer, init=args.init, inflate=args.inflate, lr=args.lr, image_share=args.image_share,

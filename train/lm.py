@@ -38,9 +38,9 @@ IMAGES_FIRST = 0.25  # share of the training in which IMAGE_SHARE of the steps a
 IMAGE_SHARE = 0.9
 IMAGES = Mix("text_to_image", 1.0, batch=4)
 VIDEOS = (
-    Mix("text_to_video", 0.54),
-    Mix("text_to_video", 0.10, sound=True, batch=0.5),
-    Mix("video_to_audio", 0.16, sound=True, batch=0.5),
+    Mix("text_to_video", 0.30),
+    Mix("text_to_video", 0.22, sound=True, batch=0.5),
+    Mix("video_to_audio", 0.28, sound=True, batch=0.5),
     Mix("image_to_video", 0.08),
     Mix("frame_prediction", 0.12),
 )
@@ -73,7 +73,8 @@ def collate(sequences: list[Sequence], pad: int, task: str) -> Batch:
 class LMJob:
     """Fits an `LM` to token sets. Block matrices are updated by Muon, everything else by AdamW.
 
-    `batch_size` counts silent videos; `Mix.batch` scales it. A prompt is left out with probability `drop_text`, and
+    `batch_size` counts silent videos; `Mix.batch` scales it. With `images_first` a share of the training draws images
+    above all, as a model needs that starts from chance. A prompt is left out with probability `drop_text`, and
     where the caption is empty. Metrics come from `held_out`, a set of clips that is never trained on.
     """
 
@@ -84,12 +85,13 @@ class LMJob:
 
     def __init__(
         self, model: LM, text: TextTokenizer, layout: Layout, clips: TokenSet, images: TokenSet, held_out: TokenSet,
-        *, batch_size: int = 32, seed: int = 0, drop_text: float = 0.1,
+        *, batch_size: int = 32, seed: int = 0, drop_text: float = 0.1, images_first: bool = True,
     ) -> None:  # fmt: skip
         self.model, self.text, self.layout = model, text, layout
         self.clips, self.images, self.held_out = clips, images, held_out
-        self.batch_size, self.seed, self.drop_text = batch_size, seed, drop_text
+        self.batch_size, self.seed, self.drop_text, self.images_first = batch_size, seed, drop_text, images_first
         self.vocab: Vocabulary = model.vocabulary
+        self.block_size = model.config.block_size
 
     @property
     def to_compile(self) -> list[LM]:
@@ -97,7 +99,7 @@ class LMJob:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"batch_size": self.batch_size, "lr": self.lr}
+        return {"batch_size": self.batch_size, "lr": self.lr, "block_size": self.block_size}
 
     def notices(self, step: int, metrics: dict[str, float]) -> list[str]:
         return []  # losses differ from task to task, so their course says little
@@ -110,7 +112,7 @@ class LMJob:
         rng = random.Random(f"{self.seed}/{step}/{rank}")
         # all processes draw the same kind of sequence, so that none waits for a longer one
         kind = random.Random(f"{self.seed}/{step}").random()
-        image_share = IMAGE_SHARE if progress < IMAGES_FIRST else 1 - IMAGE_SHARE
+        image_share = IMAGE_SHARE if self.images_first and progress < IMAGES_FIRST else 1 - IMAGE_SHARE
         if kind < image_share:
             mix = IMAGES
         else:
@@ -130,14 +132,16 @@ class LMJob:
                 words = torch.tensor(self.text.encode(tokens.captions[i]), dtype=torch.long)
             audio = tokens.audio[i].long() if tokens.audio is not None else None
             sample = TokenSample(words, tokens.video[i].long(), audio)
-            sequences.append(build(task, sample, self.vocab, self.layout, sound=mix.sound, n_context=n_context))
+            sequences.append(build(task, sample, self.vocab, self.layout, sound=mix.sound, n_context=n_context,
+                                   block_size=self.block_size))  # fmt: skip
         return collate(sequences, self.vocab.special("<pad>"), mix.task + ("+sound" if mix.sound else ""))
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Mean loss over the targets of the batch, and the nats of each id range as "TASK/RANGE"."""
         device = next(self.model.parameters()).device
         ids, positions = batch.ids.to(device), batch.positions.to(device)
-        following = torch.cat([positions[:, 1:], positions[:, -1:]], dim=1)
+        n = self.block_size
+        following = torch.cat([positions[:, n:], positions[:, -1:].expand(-1, n, -1)], dim=1)
         mask = None if bool(batch.mask.all()) else batch.mask.to(device)
         out = model(ids, positions, following, batch.prefix_len.to(device), mask, labels=batch.labels.to(device))
         return out.total, {f"{batch.task}/{name}": nats for name, nats in out.per_range.items()}

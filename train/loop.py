@@ -2,7 +2,7 @@
 
 A job says what is trained on what (`Job`); the loop knows nothing else about it. Batches are a pure function of the
 step, so a resumed run sees the data it would have seen. With `minutes` the learning rate is annealed over the time
-given, else over `steps`.
+given, else over `steps`. Several processes average their gradients; each holds all weights, or a share (`sharding`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from train.checkpoint import (
@@ -30,6 +31,7 @@ from train.checkpoint import (
     save_checkpoint,
     write_json,
 )
+from train.sharding import local, requested_sharding, shard, unsharded, whole
 from train.watch import NOT_FINITE
 
 
@@ -142,12 +144,14 @@ def fit(
     `train/samples` and, once it is done, `train/metrics.json`. With `resume` a training goes on from its checkpoint and
     starts where there is none. `device` is "cpu", "cuda", ...; None takes an accelerator if there is one.
     Raises CheckpointError where `out` holds a training already (without `resume`) or one of another model or with other
-    settings, and FloatingPointError where a gradient or a weight is not finite.
+    settings, InputError where sharding is asked for that the model cannot have, and FloatingPointError where a gradient
+    or a weight is not finite.
     """
     from accelerate import Accelerator
     from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
+    sharding = requested_sharding(job.model)
     state = out / "train"
     begun_before = has_checkpoint(state / "checkpoint")
     if begun_before and not resume:
@@ -157,8 +161,12 @@ def fit(
         torch.cuda.set_device(chosen)
     torch.manual_seed(config.seed)
     accelerator = Accelerator(mixed_precision="bf16", cpu=chosen is not None and chosen.type == "cpu")
-    inner, critic = job.model.to(accelerator.device), job.critic
-    average = copy.deepcopy(inner).requires_grad_(False).eval()
+    inner, critic, main = job.model, job.critic, accelerator.is_main_process
+    if sharding is None or not dist.is_initialized():  # a single process has nothing to share
+        sharding = None
+        average = copy.deepcopy(inner.to(accelerator.device)).requires_grad_(False).eval()
+    else:
+        average = shard(inner, sharding, accelerator.device, torch.bfloat16, compile=config.compile)
     optimizers = job.optimizers()
     models = {"model": inner, "average": average}
     if critic is not None:
@@ -169,10 +177,11 @@ def fit(
         progress = load_checkpoint(state / "checkpoint", models, optimizers)
         check_settings(out, progress["settings"], settings)
         step, elapsed = progress["step"], progress["elapsed"]
-    model, *optimizers = accelerator.prepare(inner, *optimizers)
-    for module in job.to_compile if config.compile else ():
-        module.compile(dynamic=False)
-    main = accelerator.is_main_process
+    model = inner
+    if sharding is None:
+        model, *optimizers = accelerator.prepare(inner, *optimizers)
+        for module in job.to_compile if config.compile else ():
+            module.compile(dynamic=False)
     if main:
         (state / "samples").mkdir(parents=True, exist_ok=True)
         write_json(state / "config.json", {"job": job.name, "loop": asdict(config)})
@@ -181,21 +190,34 @@ def fit(
     if step:
         base_lrs = progress["base_lrs"]
 
+    def averaged(device: torch.device) -> nn.Module | None:
+        """The averaged model, whole, for the first process; None for the others, which must take part."""
+        if sharding is not None:
+            return unsharded(average, device, keep=main)
+        return average if main else None
+
     def save() -> None:
-        if main:
-            if not all(bool(p.isfinite().all()) for p in inner.parameters()):
-                raise FloatingPointError(f"{job.name}: a weight is not finite after step {step}; the last checkpoint "
-                                         f"is intact; {NOT_FINITE}")  # fmt: skip
-            numbers = {"step": step, "elapsed": elapsed, "base_lrs": base_lrs, "settings": settings}
-            save_checkpoint(state / "checkpoint", models, optimizers, numbers)
-            job.save(average, out)
+        finite = torch.stack([local(p).isfinite().all() for p in inner.parameters()]).all()
+        if not accelerator.gather(finite.view(1)).all():
+            raise FloatingPointError(f"{job.name}: a weight is not finite after step {step}; the last checkpoint "
+                                     f"is intact; {NOT_FINITE}")  # fmt: skip
+        numbers = {"step": step, "elapsed": elapsed, "base_lrs": base_lrs, "settings": settings}
+        save_checkpoint(state / "checkpoint", models, optimizers, numbers, write=main)
+        to_save = averaged(torch.device("cpu"))
+        if to_save is not None:
+            job.save(to_save, out)
+
+    def sample() -> None:
+        shown = averaged(accelerator.device)
+        if shown is not None:
+            job.sample(shown, state / "samples", step)
 
     def done() -> float:
         return step / config.steps if config.steps else elapsed / 60 / (config.minutes or 1)
 
     bar = tqdm(total=100.0, desc=job.name, disable=not main, file=sys.stderr, mininterval=1,
                bar_format="{desc} {n:.0f}% |{bar}| {elapsed}<{remaining} {postfix}")  # fmt: skip
-    saved = sampled = time.monotonic()
+    saved = sampled = elapsed  # all processes agree on the time in training, and so on when to save
     model.train()
     stopping = False
     with contextlib.ExitStack() as closing, StopOnSignal() as stop:
@@ -213,7 +235,7 @@ def fit(
             with accelerator.autocast():
                 loss, metrics = job.loss(model, batch, progress_now)
             accelerator.backward(loss)
-            grad_norm = accelerator.clip_grad_norm_(inner.parameters(), config.max_norm)
+            grad_norm = whole(nn.utils.clip_grad_norm_(inner.parameters(), config.max_norm))
             players = [p for p in critic.parameters() if p.grad is not None] if critic is not None else []
             if players:
                 for p in players:
@@ -245,21 +267,21 @@ def fit(
                     log.add_scalar(key, value, step)
                 log.add_scalar("lr", base_lrs[0] * factor, step)
                 bar.set_postfix_str(f"step {step} " + " ".join(f"{k}={v:.4g}" for k, v in values.items()))
-            now = time.monotonic()
-            if now - sampled > 60 * config.sample_every and main:
-                job.sample(average, state / "samples", step)
-                sampled = time.monotonic()
-            if now - saved > 60 * config.save_every:
+            if elapsed - sampled > 60 * config.sample_every:
+                sample()
+                sampled = elapsed
+            if elapsed - saved > 60 * config.save_every:
                 save()
-                saved = time.monotonic()
+                saved = elapsed
     save()
     if stopping and done() < 1:
         print(f"{job.name}: stopped at step {step}; go on with --resume", file=sys.stderr)
         return {}
     results = {"step": float(step)}  # all that processes other than the first know
-    if main:
-        job.sample(average, state / "samples", step)
-        results = {k: float(v) for k, v in job.evaluate(average, config.n_evaluate).items()}
+    final = averaged(accelerator.device)
+    if final is not None:
+        job.sample(final, state / "samples", step)
+        results = {k: float(v) for k, v in job.evaluate(final, config.n_evaluate).items()}
         write_json(state / "metrics.json", {"step": step, "minutes": round(elapsed / 60, 2), **results})
     accelerator.wait_for_everyone()
     return results

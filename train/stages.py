@@ -243,14 +243,27 @@ def _captions(options: Options) -> Iterable[str]:
     return found
 
 
-def train_lm(
-    out: Path, options: Options, tokenizers: Path, tokens: Path | None = None, init: Path | None = None
-) -> dict[str, float]:
-    """Train the transformer into folder `out`, on ids made with the tokenizers in folder `tokenizers`.
+@dataclass(frozen=True, kw_only=True)
+class LMOptions:
+    """What only the training of a transformer can be asked for. Raises InputError."""
 
-    The ids are kept in `tokens` (default: OUT/../tokens; a folder made by `avpoet-train tokenize` will do) and made
-    first where they are missing. It starts from the transformer in folder `init`, or from chance. OUT/../config.json is
-    written too: beside the tokenizers' folders it makes OUT/.. a whole model.
+    tokenizers: Path  # folder of the three tokenizers
+    tokens: Path | None = None  # where the ids are kept, or what `tokenize` made (default: OUT/../tokens)
+    init: Path | None = None  # folder of a trained transformer to start from
+    block_size: int = 1  # ids predicted at a time
+    visual_factors: int | None = None  # 1 or 2 chained values per visual id; None: 2 where there are many ids
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise InputError(f"--block-size {self.block_size}: need at least 1 id at a time")
+        if self.visual_factors not in (None, 1, 2):
+            raise InputError(f"--visual-factors {self.visual_factors}: expected 1 or 2 values per visual id")
+
+
+def train_lm(out: Path, options: Options, lm: LMOptions) -> dict[str, float]:
+    """Train the transformer into folder `out`, on ids made with trained tokenizers, first where they are missing.
+
+    OUT/../config.json is written too: beside the tokenizers' folders it makes OUT/.. a whole model. Raises InputError.
     """
     import torch
     from accelerate import PartialState
@@ -265,38 +278,42 @@ def train_lm(
 
     chain, spec = options.chain, options.chain.spec
     for part in ("video_tokenizer", "audio_tokenizer", "text_tokenizer"):
-        if not (tokenizers / part / "config.json").is_file():
-            raise InputError(f"{tokenizers}: has no {part}; train it first, or name its folder's parent")
-    announce("lm", out, options, tokenizers=str(tokenizers))
+        if not (lm.tokenizers / part / "config.json").is_file():
+            raise InputError(f"{lm.tokenizers}: has no {part}; train it first, or name its folder's parent")
+    announce("lm", out, options, tokenizers=str(lm.tokenizers), block_size=lm.block_size,
+             visual_factors=lm.visual_factors, init=str(lm.init) if lm.init else None)  # fmt: skip
     with quietly():
-        video = VideoTokenizer.from_pretrained(tokenizers / "video_tokenizer").eval()
-        audio = AudioTokenizer.from_pretrained(tokenizers / "audio_tokenizer").eval()
-    text = TextTokenizer.from_pretrained(tokenizers / "text_tokenizer")
+        video = VideoTokenizer.from_pretrained(lm.tokenizers / "video_tokenizer").eval()
+        audio = AudioTokenizer.from_pretrained(lm.tokenizers / "audio_tokenizer").eval()
+    text = TextTokenizer.from_pretrained(lm.tokenizers / "text_tokenizer")
     if audio.sample_rate != spec.sample_rate:
-        raise InputError(f"{tokenizers}: its audio tokenizer codes {audio.sample_rate} Hz, preset {options.preset} has "
-                         f"{spec.sample_rate} Hz; choose the --preset it was trained with")  # fmt: skip
-    vocabulary = model_vocabulary(video, audio, text)
-    lm_preset, config = lm_config(chain.lm, vocabulary), model_config(video, audio, chain)
+        raise InputError(f"{lm.tokenizers}: its audio tokenizer codes {audio.sample_rate} Hz, preset {options.preset} "
+                         f"has {spec.sample_rate} Hz; choose the --preset it was trained with")  # fmt: skip
+    vocabulary = model_vocabulary(video, audio, text, lm.visual_factors)
+    lm_preset = lm_config(chain.lm, vocabulary, block_size=lm.block_size)
+    config = model_config(video, audio, chain)
     _seed(options.seed)
-    if init is None:
+    if lm.init is None:
         model = LM(lm_preset)
         start_from_bits(model, video)
     else:
-        model = _lm_from(init, lm_preset)
+        model = _lm_from(lm.init, lm_preset)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     processes = PartialState(cpu=device == "cpu")
-    found = training_tokens(tokens or out.parent / "tokens", options.source, video.to(device), audio.to(device), spec,
+    kept = lm.tokens or out.parent / "tokens"
+    found = training_tokens(kept, options.source, video.to(device), audio.to(device), spec,
                             n_clips=chain.n_clips, n_images=chain.n_images, n_test=chain.n_test,
                             rank=processes.process_index, world=processes.num_processes,
                             wait=processes.wait_for_everyone)  # fmt: skip
     job = LMJob(model, text, config.layout, found.clips, found.images, found.held_out,
-                batch_size=options.batch("lm"), seed=options.seed)  # fmt: skip
+                batch_size=options.batch("lm"), seed=options.seed, images_first=lm.init is None)  # fmt: skip
     config.save(out.parent)
     return fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
 
 
 def _lm_from(folder: Path, config: LMConfig) -> LM:
-    """The transformer in `folder`; raises InputError where it is none, or not one of `config`."""
+    """The transformer in `folder`, to predict as many ids at a time as `config` has; raises InputError where it is
+    none, or not one of `config` otherwise."""
     from lm import LM
     from tasks.model_folder import quietly
 
@@ -304,6 +321,7 @@ def _lm_from(folder: Path, config: LMConfig) -> LM:
         raise InputError(f"--init {folder}: no transformer there, expected a folder with config.json")
     with quietly():
         model = LM.from_pretrained(folder, dtype="float32")
+    model.config.block_size = config.block_size
     wrong = [name for name, value in config.to_diff_dict().items() if getattr(model.config, name, None) != value]
     if wrong:
         raise InputError(f"--init {folder}: has another {', '.join(wrong)} than this preset and these tokenizers")
@@ -312,10 +330,12 @@ def _lm_from(folder: Path, config: LMConfig) -> LM:
 
 def start_from_bits(model: Any, video: Any) -> None:
     """Let the embeddings of visual ids start half from a random projection of their bits, so that ids that differ in
-    one bit start alike; the scale stays that of the other embeddings."""
+    one bit start alike; the scale stays that of the other embeddings. Factorised ids share rows anyway."""
     import torch
 
     place = model.vocabulary["visual"]
+    if len(place.factors) > 1:
+        return
     codes = video.quantizer.codes(torch.arange(video.codebook_size, device=model.embed.weight.device))
     with torch.no_grad():
         rows = model.embed.weight[place.start : place.stop]
@@ -323,13 +343,20 @@ def start_from_bits(model: Any, video: Any) -> None:
         rows.copy_((rows + codes.to(projection) @ projection) * 0.5**0.5)
 
 
-def model_vocabulary(video: Any, audio: Any, text: Any) -> Any:
+MANY_IDS = 2**14  # visual ids above this are factorised unless asked otherwise
+
+
+def model_vocabulary(video: Any, audio: Any, text: Any, visual_factors: int | None = None) -> Any:
     """The `lm.Vocabulary` with one range for each id range of the three tokenizers."""
     from lm import Vocabulary
     from tasks import SPECIAL_TOKENS
 
+    n, factors = video.codebook_size, tuple[int, ...]()
+    if visual_factors == 2 or (visual_factors is None and n > MANY_IDS):
+        small = max(d for d in range(1, math.isqrt(n) + 1) if n % d == 0)
+        factors = (n // small, small)
     levels = [audio.codebook_size] * audio.n_codebooks
-    return Vocabulary.build(SPECIAL_TOKENS, video.codebook_size, levels, text.vocab_size)
+    return Vocabulary.build(SPECIAL_TOKENS, n, levels, text.vocab_size, visual_factors=factors)
 
 
 def model_config(video: Any, audio: Any, chain: ChainPreset) -> Any:
@@ -364,7 +391,7 @@ def train_all(out: Path, options: Options) -> dict[str, dict[str, float]]:
         ("text-tokenizer", lambda folder: train_text_tokenizer(folder, options)),
         ("video-tokenizer", lambda folder: train_video_tokenizer(folder, stage("video-tokenizer"))),
         ("audio-tokenizer", lambda folder: train_audio_tokenizer(folder, stage("audio-tokenizer"))),
-        ("lm", lambda folder: train_lm(folder, stage("lm"), out)),
+        ("lm", lambda folder: train_lm(folder, stage("lm"), LMOptions(tokenizers=out))),
     ):
         folder = out / name.replace("-", "_")
         done = folder / ("config.json" if name == "text-tokenizer" else "train/metrics.json")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lm import Sampling
-from lm.sampling import draw, uniforms
+from lm.sampling import distribution, draw, uniforms
 
 
 def slow_distribution(logits, how):
@@ -34,6 +34,22 @@ def test_draws_follow_the_cut_distribution(how):
     counts = draw(logits.expand(n, 9), how, u).bincount(minlength=9) / n
     expected = slow_distribution(logits.tolist(), how)
     assert (counts - expected).abs().max() < 1e-3 and (counts[expected == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [Sampling(), Sampling(0), Sampling(2.0, top_k=4), Sampling(top_k=1), Sampling(top_p=0.7), Sampling(1.5, 6, 0.6)],
+)
+def test_the_distribution_is_that_of_the_draws(how):
+    torch.manual_seed(0)
+    logits = torch.randn(3, 9) * 2
+    p = distribution(logits, how)
+    assert p.dtype == torch.float64
+    for row, expected in zip(p, logits.tolist(), strict=True):
+        greedy = how.temperature == 0 or how.top_k == 1
+        likeliest = torch.tensor(expected) == max(expected)
+        wanted = likeliest.float() if greedy else slow_distribution(expected, how)
+        assert (row - wanted).abs().max() < 1e-6, (row, wanted)
 
 
 def test_greedy_takes_the_likeliest():

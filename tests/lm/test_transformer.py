@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
 import torch
 
-from lm import LM, LM_PRESETS, KVCache, LMConfig, Vocabulary, lm_config
+from lm import LM, LM_PRESETS, LMConfig, Vocabulary, lm_config
 from lm.attention import Visibility, attend
 from lm.norm import RMSNorm
 from lm.rotary import angles, rotate
@@ -39,14 +38,38 @@ def slow_attention(q, k, v, visible):
     return torch.einsum("bhij,bjhd->bihd", scores.masked_fill(~visible.allowed[:, None], -math.inf).softmax(-1), v)
 
 
+def slowly_allowed(n, prefix_len, block_size, real):
+    """Who sees whom, one pair at a time."""
+
+    def block(i, p):
+        return -1 if i < p else (i - p) // block_size
+
+    return torch.tensor([
+        [[i == j or bool(block(j, p) <= block(i, p) and real[b, j]) for j in range(n)] for i in range(n)]
+        for b, p in enumerate(prefix_len)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 4])
+@pytest.mark.parametrize("prefix_len", [(5, 1, 12), (4, 4, 4)])
+def test_blocks_of_ids_see_each_other_and_what_came_before(block_size, prefix_len):
+    real = torch.ones(3, 12, dtype=torch.bool)
+    real[1, :2] = False
+    for mask in (real, None):
+        visible = Visibility(12, torch.tensor(prefix_len), mask, block_size)
+        expected = slowly_allowed(12, prefix_len, block_size, torch.ones_like(real) if mask is None else mask)
+        assert torch.equal(visible.allowed.expand(3, -1, -1), expected)
+
+
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize("prefix_len", [(1, 1), (130, 130), (120, 7), (250, 250)])
-def test_attention_equals_its_definition(padding, prefix_len):
+@pytest.mark.parametrize("block_size", [1, 16])
+def test_attention_equals_its_definition(padding, prefix_len, block_size):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 250, heads, 8, requires_grad=True) for heads in (4, 2, 2))
     real = torch.ones(2, 250, dtype=torch.bool)
     real[1, slice(0, 5) if padding == "left" else slice(240, 250)] = False
-    visible = Visibility(250, torch.tensor(prefix_len), None if padding is None else real)
+    visible = Visibility(250, torch.tensor(prefix_len), None if padding is None else real, block_size)
     expected = slow_attention(q, k, v, visible)
     weight = torch.randn_like(expected) * real[..., None, None]
     wanted = torch.autograd.grad((expected * weight).sum(), (q, k, v))
@@ -113,21 +136,6 @@ def test_batch_equals_alone(model, example, grad):
         together = model(*example.rows(slice(None)), prefix_len)
         for b in range(3):
             close(together[b], model(*example.rows(slice(b, b + 1)), prefix_len[b : b + 1])[0])
-
-
-@pytest.mark.parametrize("cuts", [(5,), (5, 6, 7), (5, 9)])
-@torch.no_grad()
-def test_cached_equals_uncached(model, example, cuts):
-    prefix_len = torch.full((3,), 5)
-    real = torch.ones(3, 12, dtype=torch.bool)
-    real[1, :2] = False
-    whole = model(*example.rows(slice(None)), prefix_len, real)
-    cache = KVCache(model.config, 3, 12, torch.float32, "cpu")
-    parts, edges = [], (0, *cuts, 12)
-    for a, e in itertools.pairwise(edges):
-        mask = real[:, a:e] if a == 0 else None
-        parts.append(model(*example.rows(slice(None), slice(a, e)), prefix_len, mask, cache))
-    close(torch.cat(parts, 1)[real], whole[real])
 
 
 def test_next_place_changes_the_prediction(model, example):
@@ -229,3 +237,16 @@ def test_config_survives_json(vocabulary, tmp_path):
     assert again.vocabulary == vocabulary.to_dict() and again.dropout == 0.1 and again.n_kv_heads == 1
     with pytest.raises(ValueError, match="unknown preset"):
         lm_config("huge", vocabulary)
+
+
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile")
+def test_flex_attention_gives_the_same(model, example, tmp_path):
+    model.save_pretrained(tmp_path)
+    flex = LM.from_pretrained(tmp_path, attn_implementation="flex_attention").eval()
+    assert flex.config._attn_implementation == "flex_attention" and model.config._attn_implementation == "sdpa"
+    real = torch.ones(3, 12, dtype=torch.bool)
+    real[1, :2] = False
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for mask in (None, real):
+            rows = (*example.rows(slice(None)), torch.tensor([5, 3, 9]), mask)
+            close(flex(*rows)[real], model(*rows)[real])

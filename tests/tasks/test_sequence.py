@@ -96,6 +96,31 @@ def test_labels_stand_on_drawn_outputs_only(task, sound, text, order, n_context)
     assert bool((sequence.labels[~wanted] == IGNORE).all())
 
 
+@pytest.mark.parametrize("n", [2, 4, 5])
+@pytest.mark.parametrize(("task", "sound", "text", "order", "n_context"), CASES)
+def test_outputs_in_blocks_are_the_same_outputs_filled_up(task, sound, text, order, n_context, n):
+    x, layout = sample(text=text), layout_of(order)
+    classic = build(task, x, VOCAB, layout, sound=sound, n_context=n_context)
+    sequence = build(task, x, VOCAB, layout, sound=sound, n_context=n_context, block_size=n)
+    P = sequence.prefix_len
+    assert torch.equal(sequence.ids[:P], classic.ids[: classic.prefix_len]) and (len(sequence.ids) - P) % n == 0
+    for a, b in zip(sequence.segments, classic.segments, strict=True):
+        assert torch.equal(sequence.ids[a.start : a.stop], classic.ids[b.start : b.stop])
+        assert torch.equal(sequence.positions[a.start : a.stop], classic.positions[b.start : b.stop])
+        assert a.start < P or (a.start - P) % n == 0
+    media = torch.zeros(len(sequence.ids), dtype=torch.bool)
+    for s in sequence.segments:
+        media[s.start : s.stop] = True
+    filling = sequence.ids[P:][~media[P:]]
+    assert bool((filling < 256).all())
+    assert names(sequence.ids[P:]) == names(classic.ids[P:]) or not task.closed
+    assert bool((sequence.labels[~media] == IGNORE).all())
+    places, segments = plan(task, VOCAB, layout, sound=sound, n_context=n_context, block_size=n)
+    assert bool(((places.start <= sequence.ids[P:]) & (sequence.ids[P:] < places.stop)).all())
+    assert torch.equal(places.positions, sequence.positions[P:])
+    assert tuple(s.shifted(P) for s in segments) == tuple(s for s in sequence.segments if s.start >= P)
+
+
 @pytest.mark.parametrize(
     ("task", "expected"),
     {

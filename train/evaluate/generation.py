@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lm import Prefix, generate_stream
+from lm import Prefix
 from tasks.sequence import TokenSample, plan, prefix, split
 from tasks.table import get_task
 
@@ -72,7 +72,9 @@ def generate(
     reads its inputs. `tick` is called with the number of ids drawn, at each step.
     """
     task, g = get_task(task_name), poet.generator
-    places, segments = plan(task, g.vocab, g.layout, sound=sound, n_context=n_context)
+    places, segments = plan(
+        task, g.vocab, g.layout, sound=sound, n_context=n_context, block_size=g.engine.block_size
+    )
     samples = []
     for b, caption in enumerate(captions):
         text = poet.codec.encode_text(caption) if caption is not None and task.input("text") else None
@@ -80,8 +82,7 @@ def generate(
     scale = g.defaults.guidance_scale if any(s.text is not None for s in samples) else 1.0
     conditional = [prefix(task, s, g.vocab, g.layout, n_context) for s in samples]
     without = [prefix(task, replace(s, text=None), g.vocab, g.layout, n_context) for s in samples] if scale != 1 else []
-    steps = generate_stream(
-        g.lm,
+    steps = g.engine.stream(
         Prefix(*map(list, zip(*conditional))),
         places,
         unconditional=Prefix(*map(list, zip(*without))) if without else None,
@@ -92,8 +93,8 @@ def generate(
     drawn = []
     for ids in steps:
         drawn.append(ids)
-        tick(len(ids))
-    parts = split(torch.stack(drawn, 1).cpu(), segments, g.vocab)
+        tick(ids.numel())
+    parts = split(torch.cat(drawn, 1).cpu(), segments, g.vocab)
     made = parts.get("video")
     block = task.output("video")
     if made is not None and block is not None and video is not None:
@@ -104,4 +105,5 @@ def generate(
 def n_steps(poet: AVPoet, task_name: str, *, sound: bool = True, n_context: int = 1) -> int:
     """Ids that `generate` draws for one clip."""
     g = poet.generator
-    return len(plan(get_task(task_name), g.vocab, g.layout, sound=sound, n_context=n_context)[0])
+    block_size = g.engine.block_size
+    return len(plan(get_task(task_name), g.vocab, g.layout, sound=sound, n_context=n_context, block_size=block_size)[0])

@@ -1,0 +1,108 @@
+"""Frozen weight matrices of the decoding steps, laid out once so that few rows are multiplied at memory speed.
+
+A step of decoding multiplies one row, or a few, by every matrix of the model: its time is that of reading the weights.
+On a CPU the usual kernels of torch reach a third to a half of the memory bandwidth for such products. `Packed` has its
+matrix in the layout of oneDNN (which torch.compile uses too); `Compiled` is a sum of products, which the compiler turns
+into one loop over the matrix. `Int8` halves the bytes: one scale per output, the values rounded to 8 bits.
+"""
+
+# Shapes: M rows, I inputs, O outputs
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FEW_ROWS = 4  # up to this many rows a product is bound by reading the matrix, not by multiplying
+
+
+class Linear:
+    """x (M, I) times the transpose of weight (O, I)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(M, I) -> (M, O)."""
+        return F.linear(x, self.weight)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """other (M, O) + product."""
+        return other + self(x)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """SiLU of the product."""
+        return F.silu(self(x))
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """other (M, O) * product."""
+        return other * self(x)
+
+
+class Packed(Linear):
+    """For a CPU: the matrix in oneDNN's blocked layout, what follows the product fused into it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, FEW_ROWS)
+
+    @staticmethod
+    def can(weight: Tensor) -> bool:
+        """Whether this CPU and build of torch have it for `weight`."""
+        if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+            return False
+        return weight.dtype == torch.float32 or (
+            weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, None, "add")
+
+    def silu(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "swish", [], "")
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, None, "mul")
+
+
+class Compiled(Linear):
+    """Inside a compiled step on a CPU: one loop over the matrix serves all of a few rows."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[0] > FEW_ROWS or not torch.compiler.is_compiling():
+            return F.linear(x, self.weight)
+        return _sums(x, self.weight)
+
+
+class Int8(Linear):
+    """Weights rounded to 8 bits, with one scale per output, as they lie: the sums stay in the dtype of the rows."""
+
+    def __init__(self, weight: Tensor) -> None:
+        scale = weight.float().abs().amax(dim=1).clamp_(min=1e-12) / 127
+        self.weight = (weight.float() / scale[:, None]).round_().to(torch.int8)
+        self.scale = scale.to(weight.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[0] > FEW_ROWS or x.device.type != "cpu":
+            return F.linear(x, self.weight.to(x.dtype)) * self.scale
+        if torch.compiler.is_compiling():
+            return _sums(x, self.weight) * self.scale
+        return torch._weight_int8pack_mm(x, self.weight, self.scale)
+
+
+def _sums(x: Tensor, weight: Tensor) -> Tensor:
+    weight = weight.float()
+    return torch.stack([(weight * row.float()).sum(-1) for row in x]).to(x.dtype)
+
+
+def frozen(weight: Tensor, dtype: torch.dtype, *, int8: bool = False, compiled: bool = False) -> Linear:
+    """The fastest `Linear` for weight (O, I) in `dtype` on its device, alone or inside a compiled step."""
+    weight = weight.detach().to(dtype)
+    if int8:
+        return Int8(weight)
+    if compiled:
+        return Compiled(weight) if weight.device.type == "cpu" else Linear(weight)
+    return Packed(weight) if Packed.can(weight) else Linear(weight)
