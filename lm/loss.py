@@ -23,8 +23,8 @@ from torch import Tensor
 from lm.vocabulary import Vocabulary
 
 IGNORE_INDEX = -100
-TILE_ELEMENTS = 4 * 2**20  # logits of a tile: 16 MiB in float32
-MIN_POSITIONS = 256  # fewer positions at a time than these: better go through the range twice, in narrower tiles
+TILE_ELEMENTS = 2 * 2**20  # logits of a tile: 8 MiB in float32
+MIN_POSITIONS = 128  # fewer positions at a time than these: better go through the range twice, in narrower tiles
 MAX_POSITIONS = 2048  # of such tiles; the weights are read and cast once for so many positions
 
 

@@ -46,7 +46,8 @@ class Passes(Protocol):
         """(B, W, V) float: the distribution of factor number len(before) at each place, zero beyond the place's range.
 
         before: the values (B, W) int64 of the factors already chosen for the same places. V may differ between calls,
-        but reaches the widest range of that factor in the window.
+        but reaches the widest range of that factor in the window. What is returned is read until the next pass: of
+        several factors, each needs its own memory.
         """
 
 

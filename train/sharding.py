@@ -38,7 +38,7 @@ def requested_sharding(model: nn.Module) -> Sharding | None:
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
     if not units(model):
-        raise InputError(f"{type(model).__name__} cannot be sharded over processes; launch without --use_fsdp")
+        raise InputError(f"{type(model).__name__} cannot be trained with FSDP; launch without --use_fsdp")
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
         raise InputError(f"FSDP version {version} is not supported; launch with --fsdp_version 2")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import lm.speculative
-from lm.speculative import Repeat, SpeculativeDecoder, nearest, pick, residual, settle, uniform
+from lm.speculative import Look, Repeat, SpeculativeDecoder, nearest, pick, residual, settle, uniform
 
 START = 100  # of the ids at place 0; each other set of sizes starts elsewhere
 
@@ -194,6 +194,14 @@ def fixed(values, sizes):
     toy = Toy([[size] for size in sizes])
     toy.table = F.one_hot(torch.tensor(values), 5).double()[:, None, None].expand(-1, 1, toy.states, -1)
     return toy
+
+
+def test_nearest_is_the_last_place_that_takes_the_same_ids():
+    p = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0))  # of places 2 to 5, and 1 to 4
+    kind = torch.tensor([3, 0, 1, 0, 0, 1, 0, 1, 2])
+    look = Look(torch.full((9, 1), 5), kind, torch.zeros(2, 9, 1, dtype=torch.int64), torch.tensor([2, 1]), [p])
+    drafted = nearest(look, torch.tensor([0, 0, 0, 1]), torch.tensor([6, 7, 8, 5]), 0)
+    assert torch.equal(drafted, torch.stack((p[0, 2], p[0, 3], torch.zeros(5), p[1, 1])))
 
 
 def test_neighbours_that_are_distributed_alike_save_passes():

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ def muon_difference(shape: tuple[int, int]) -> float:
 
 def two_processes(folder: Path) -> None:
     """What each of the two processes does; leaves `folder`/RANK.json."""
+    dist.init_process_group("gloo", timeout=timedelta(minutes=2))  # one that waits in vain gives up before the test
     found: dict[str, Any] = {"ddp": train(folder / "ddp").losses}
     os.environ |= FSDP
     averages: list[nn.Module] = []
@@ -181,7 +183,7 @@ def test_two_processes_have_the_losses_of_one(runs, kind: str) -> None:
 
 def test_gradients_are_clipped_by_the_norm_of_the_whole(runs) -> None:
     _, one, found = runs
-    assert found[0]["grad_norms"] == pytest.approx(one.grad_norms, rel=1e-3)
+    assert found[0]["grad_norms"] == pytest.approx(one.grad_norms, rel=5e-3)
 
 
 def test_each_process_holds_half(runs) -> None:
@@ -233,7 +235,7 @@ def test_what_cannot_be_sharded_is_refused_in_one_line(tmp_path: Path, monkeypat
     for name, value in FSDP.items():
         monkeypatch.setenv(name, value)
     assert requested_sharding(job.model) is not None
-    with pytest.raises(InputError, match="Linear cannot be sharded over processes"):
+    with pytest.raises(InputError, match="Linear cannot be trained with FSDP"):
         requested_sharding(nn.Linear(2, 2))
     monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
     with pytest.raises(InputError, match="--fsdp_offload_params false"):
