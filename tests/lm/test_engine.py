@@ -255,6 +255,20 @@ def test_logits_with_a_cache_equal_those_without(model, vocabulary, prefix, plan
             assert worst < 1e-4, worst
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("n", [1, 2])
+def test_blocks_fed_together_equal_blocks_fed_one_by_one(vocabulary, prefix, plan, n):
+    model, plan = other_model(vocabulary, block_size=n), blocks_of(plan, n)
+    engine = Engine(model)
+    ids = engine.generate(prefix, plan, seeds=[3, 4])
+    one, many = (Session(engine.decoder, prefix, plan, engine.decoder.cache(2, 64), None) for _ in range(2))
+    last = [one.feed(ids[:, i : i + n], i) for i in range(0, 8 * n, n)]
+    for at, stop in ((0, 3), (3, 4), (4, 8)):  # in blocks
+        got = many.feed(ids[:, at * n : stop * n], at * n)
+        worst = (got - last[stop - 1]).abs().max()
+        assert worst < 1e-5, (at, stop, worst)
+
+
 def test_equal_prefixes_are_read_once(model, prefix, plan, monkeypatch):
     engine, fed = Engine(model), []
     feed = engine.decoder.feed
