@@ -274,6 +274,7 @@ def train_lm(out: Path, options: Options, lm: LMOptions) -> dict[str, float]:
     from tokenizers_av.text import TextTokenizer
     from tokenizers_av.video import VideoTokenizer
     from train.lm import LMJob
+    from train.sharding import requested_sharding
     from train.tokens import training_tokens
 
     chain, spec = options.chain, options.chain.spec
@@ -298,6 +299,7 @@ def train_lm(out: Path, options: Options, lm: LMOptions) -> dict[str, float]:
         start_from_bits(model, video)
     else:
         model = _lm_from(lm.init, lm_preset)
+    requested_sharding(model)  # what cannot be sharded is refused here, not after the ids are made
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     processes = PartialState(cpu=device == "cpu")
     kept = lm.tokens or out.parent / "tokens"
