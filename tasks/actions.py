@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from tasks.check import (
     check_levels,
     check_prompt,
-    check_prompts,
     check_sampling,
     check_seconds,
     check_seed,
@@ -42,36 +41,51 @@ def generate(args: Namespace) -> None:
     inputs = {b.argument: values[b.argument] for b in row.inputs if values[b.argument] is not None}
     if "prompt" in inputs:
         check_prompt(inputs["prompt"])
-    _check_target(args.out, picture=True, sound=sound, one_image=row.is_image)
+    picture = row.output("video") is not None or row.input("video") is not None
+    sound = sound or row.input("audio") is not None  # what a picture is made for stays with it
+    _check_target(args.out, picture=picture, sound=sound, one_image=row.is_image or _is_image(row, inputs))
     if row.output("video") is None and not _holds_sound(args.out):
         raise InputError(f"{args.out}: holds no sound, and {row.command} makes nothing else; use .mp4, .webm or .wav")
     _check_media(inputs, args.out)
+    if row.needs_sound:
+        from tasks.source import Source
+
+        Source(inputs["video"], need="audio")
+    arguments = _arguments(row, values, inputs, args.model)
     options = _options(values, "seconds", "seed", "speculative", "negative_prompt", *SAMPLING)
+    if values.get("keep_known"):
+        options["keep_known"] = True
     sound = sound and _holds_sound(args.out)
     if "sound" in values:
         options["sound"] = sound
-    poet = _load(args, f"generate {row.command}", {**inputs, **options})
+    shown = {**inputs, **_options(values, *arguments), **options}
+    poet = _load(args, f"generate {row.command}", shown)
     with _bar(row) as progress:
-        _write(args.out, poet.stream.generate(row.name, **inputs, **options, progress=progress), poet, sound)
+        parts = poet.stream.generate(row.name, **inputs, **arguments, **options, progress=progress)
+        _write(args.out, parts, poet, sound)
     _tell_drafts(poet)
-    print(args.out)
+    _reporter(args.out)(args.out)
 
 
 def extend(args: Namespace) -> None:
     """Write the clip and its continuation, a window at a time."""
     values = vars(args)
     _check_options(values)
-    prompts = check_prompts(args.prompt)
+    for prompt in args.prompt or ():
+        check_prompt(prompt)
     _check_target(args.out, picture=True, sound=args.sound, one_image=False)
     _check_media({"video": args.video}, args.out)
+    from tasks.story import Story, parse_prompt
+
+    prompts = [parse_prompt(p) for p in args.prompt or ()]
+    Story(prompts, args.seconds)
     sound = args.sound and _holds_sound(args.out)
     options = {**_options(values, "seed", "speculative", "negative_prompt", *SAMPLING), "sound": sound}
     poet = _load(args, "extend", {"video": args.video, "seconds": args.seconds, "prompts": prompts, **options})
     with _bar() as progress:
-        parts = poet.stream.extend(args.video, args.seconds, prompts, **options, progress=progress)
-        _write(args.out, parts, poet, sound)
+        poet.extend(args.video, args.seconds, prompts, out=args.out, **options, progress=progress)
     _tell_drafts(poet)
-    print(args.out)
+    _reporter(args.out)(args.out)
 
 
 def reconstruct(args: Namespace) -> None:
@@ -116,12 +130,13 @@ def reconstruct(args: Namespace) -> None:
             yield Clip(frames, r.decoded.fps, r.decoded.samples, r.decoded.sample_rate)
 
     _write(args.out, parts(), poet, source.has_audio)
-    print(args.out)
+    report = _reporter(args.out)
+    report(args.out)
     for name, value in distance.figures().items():
-        print(f"{name}: {value}")
+        report(f"{name}: {value}")
     if drawn is not None:
         drawn.save(args.spectrogram)
-        print(args.spectrogram)
+        report(args.spectrogram)
 
 
 def _check_parts(args: Namespace, source: Source) -> None:
@@ -145,7 +160,9 @@ def tasks(args: Namespace) -> None:
     """Print the task table."""
     print(f"{'task':<18} {'from':<26} {'to':<18} what")
     for row in TASKS.values():
-        inputs = ", ".join(f"[{b.argument}]" if b.optional else b.argument for b in row.inputs) or "nothing"
+        names = [f"[{b.argument}]" if b.optional else b.argument for b in row.inputs]
+        names += [a.name if a.required else f"[{a.name}]" for a in row.arguments]
+        inputs = ", ".join(dict.fromkeys(names)) or "nothing"
         outputs = ", ".join(
             "image" if row.is_image else f"[{b.kind}]" if b.optional else b.kind for b in row.outputs
         )
@@ -175,6 +192,11 @@ def info(args: Namespace) -> None:
     print(f"parameters  {sum(counts.values()):>14,}  together")
     vocabulary = json.loads((folder / "lm" / "config.json").read_text(encoding="utf-8"))["vocabulary"]
     print(Vocabulary.from_dict(vocabulary).table())
+
+
+def _reporter(out: str) -> Callable[[object], None]:
+    """Prints results to stdout, or to stderr where the movie itself goes to stdout."""
+    return lambda line: print(line, file=sys.stderr if out == "-" else sys.stdout)
 
 
 def _check_options(values: dict[str, Any]) -> None:
@@ -209,13 +231,37 @@ def _holds_sound(out: str) -> bool:
 
 
 def _check_media(inputs: dict[str, Any], out: str) -> None:
-    files = [inputs[name] for name in ("image", "video") if name in inputs]
-    if files:
-        from tasks.source import Source
+    for name in ("image", "video", "audio"):
+        if name in inputs:
+            from tasks.source import Source
 
-        for file in files:
-            _check_not_input(out, file)
-            Source(file, need="video").try_out()
+            _check_not_input(out, inputs[name])
+            Source(inputs[name], need="audio" if name == "audio" else "video").try_out()
+
+
+def _is_image(row: Task, inputs: dict[str, Any]) -> bool:
+    """Whether the result is as long as an input that is an image."""
+    name = row.argument_of_length
+    if name != "video" or row.output("video") is None:
+        return False
+    from tasks.source import Source
+
+    return Source(inputs[name], need="video").is_image
+
+
+def _arguments(row: Task, values: dict[str, Any], inputs: dict[str, Any], model: str) -> dict[str, Any]:
+    """The further arguments of a row, parsed; raises InputError where they do not fit each other, or the video."""
+    if row.condition is None:
+        return {}
+    from tasks.model_folder import find_model, read_config
+    from tasks.source import Source
+    from tasks.stream import check_arguments
+
+    given = check_arguments(row, values)
+    config = read_config(find_model(model))
+    source = Source(inputs[next(b.argument for b in row.inputs if b.condition)], need="video")
+    row.condition.open(source.picture_size(), config.size, config.layout.fps, **given)
+    return given
 
 
 def _picture_size(text: str, source: Source) -> tuple[int, int]:

@@ -11,7 +11,20 @@ from tasks.table import TASKS, Task
 __all__ = ["Parser", "build_parser", "main", "run"]
 
 EXIT_CODES = "exit codes: 0 done, 1 failed, 2 wrong usage or unusable input, 130 interrupted"
-_EXAMPLE_INPUT = {"prompt": '"a red ball bounces on a wooden floor"', "image": "photo.png", "video": "clip.mp4"}
+_EXAMPLE_INPUT = {
+    "prompt": '"a red ball bounces on a wooden floor"',
+    "image": "photo.png",
+    "video": "clip.mp4",
+    "audio": "sound.wav",
+    "mask": "16,16,32,32",
+    "last": "end.png",
+    "left": "32",
+}
+_INPUT_HELP = {
+    "image": "an image, or a video whose first frame is taken",
+    "video": "a video file of any size and length",
+    "audio": "a file with sound, of any length",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,21 +88,26 @@ def _task(rows: argparse._SubParsersAction, task: Task) -> None:
     """A sub-command whose arguments are read off the row."""
     parser = rows.add_parser(task.command, help=task.summary, description=task.summary, example=example(task))
     parser.set_defaults(action="generate")
-    for block in task.inputs:
-        if block.kind == "text" and block.optional:
-            parser.add_argument("--prompt", metavar="TEXT", help="what shall be seen, at most 1,000 characters")
-        elif block.kind == "text":
-            parser.add_argument("prompt", metavar="PROMPT", help="what shall be seen, at most 1,000 characters")
-        elif block.argument == "image":
-            parser.add_argument("image", metavar="IMAGE", help="an image, or a video whose first frame is taken")
+    for name in dict.fromkeys(b.argument for b in task.inputs):
+        block = next(b for b in task.inputs if b.argument == name)
+        if block.kind == "text":
+            flag = "--prompt" if block.optional else "prompt"
+            parser.add_argument(flag, metavar="TEXT", help="what shall be seen, at most 1,000 characters")
         else:
-            parser.add_argument(block.argument, metavar="FILE", help=f"a {block.argument} file of any size and length")
-    seconds = "length of the result; without it that of the model's clips"
-    if task.output("video") is None:
-        seconds = "take only the beginning of FILE; without it all of it"
+            parser.add_argument(name, metavar=name.upper(), help=_INPUT_HELP[name])
+    for argument in task.arguments:
+        parser.add_argument(
+            f"--{argument.name.replace('_', '-')}", metavar=argument.metavar, required=argument.required,
+            help=argument.help,
+        )  # fmt: skip
+    if task.condition is not None and task.condition.keeps:
+        parser.add_argument("--keep-known", action="store_true", help="give the known pixels back as they were")
+    seconds: str | None = "length of the result; without it that of the model's clips"
+    if task.argument_of_length is not None:
+        seconds = f"take only the beginning of the {task.argument_of_length}; without it all of it"
     _common(
         parser,
-        seconds=None if task.is_image else seconds,
+        seconds=None if task.fixed_length else seconds,
         prompt=task.input("text") is not None,
         sound=task.output("audio") is not None and task.output("video") is not None,
     )
@@ -108,7 +126,8 @@ def _extend(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(action="extend")
     parser.add_argument("video", metavar="FILE", help="a video or an image")
     parser.add_argument(
-        "--prompt", metavar="TEXT", action="append", help="may be given several times: spread over the new seconds"
+        "--prompt", metavar="TEXT", action="append",
+        help='may be given several times: spread over the new seconds, or each with its time: "12: a ball falls"',
     )
     _common(parser, seconds="how much to add", prompt=True, sound=True, need_seconds=True)
 
@@ -147,7 +166,10 @@ def _reconstruct(commands: argparse._SubParsersAction) -> None:
 
 
 _MODEL_HELP = "tiny (the default), a model folder, or a hub name owner/name"
-_OUT_HELP = "the suffix decides: .mp4 .mov .mkv .webm .gif, .png (one image), .wav (only sound), or a folder name/"
+_OUT_HELP = (
+    "the suffix decides: .mp4 .mov .mkv .webm .gif, .png (one image), .wav (only sound), or a folder name/; "
+    "- is an mp4 to standard output, to be played while it is made"
+)
 
 
 def _common(
@@ -182,11 +204,19 @@ def example(task: Task) -> str:
     """A command that runs a row, such as `avpoet generate image-to-video photo.png --prompt "..." --out out.mp4`."""
     words = ["avpoet generate", task.command]
     options = []
-    for block in task.inputs:
+    for block in {b.argument: b for b in task.inputs}.values():
         value = _EXAMPLE_INPUT[block.argument]
         options += [f"--{block.argument} {value}"] if block.optional else []
         words += [] if block.optional else [value]
-    return " ".join([*words, *options, "--out", "out.png" if task.is_image else "out.mp4"])
+    options += [f"--{a.name} {_EXAMPLE_INPUT[a.name]}" for a in task.arguments if a.name in _EXAMPLE_INPUT]
+    return " ".join([*words, *options, "--out", default_out(task)])
+
+
+def default_out(task: Task) -> str:
+    """A file name that holds what a row makes."""
+    if task.is_image:
+        return "out.png"
+    return "out.mp4" if task.output("video") or task.input("video") else "out.wav"
 
 
 class _Version(argparse.Action):

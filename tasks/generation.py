@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,7 +12,7 @@ from tasks.errors import InputError
 from tasks.model_folder import SamplingDefaults
 from tasks.options import Options
 from tasks.sequence import Layout, Segment, TokenSample, plan, prefix, split
-from tasks.table import Task
+from tasks.task import CONTINUED, Task
 
 
 @dataclass
@@ -49,30 +49,17 @@ class Generator:
         sound: bool,
         n_context: int = 1,
         negative: torch.Tensor | None = None,
+        known: TokenSample | None = None,
         tick: Callable[[int], None] = lambda n: None,
     ) -> Iterator[TokenSample]:
         """Yield the video so far (k, h, w), input frames included, after each new latent frame; then the audio (Q, F).
 
-        `negative` are the text ids that guidance pushes away from, instead of no text. Each item holds one medium.
+        `negative` are the text ids that guidance pushes away from, instead of no text. `known` holds the beginning of
+        the answer, which is then not drawn but given back. Each item holds one medium.
         """
         self._check(task)
-        places, segments = self._plan(task, sound, n_context)
-        ids, positions = prefix(task, sample, self.vocab, self.layout, n_context)
-        scale = self.defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
-        other: Prefix | None = None
-        if sample.text is not None and scale != 1:
-            unprompted = replace(sample, text=negative)
-            other_ids, other_positions = prefix(task, unprompted, self.vocab, self.layout, n_context)
-            other = Prefix([other_ids], [other_positions])
-        steps = self.engine.stream(
-            Prefix([ids], [positions]),
-            places,
-            unconditional=other,
-            guidance_scale=scale if other is not None else 1.0,
-            sampling=self.defaults.resolve(options.temperature, options.top_k, options.top_p),
-            seeds=[seed],
-            window=options.speculative,
-        )
+        places, segments = self._plan(task, sound, n_context, known)
+        steps = self._steps(task, [sample], places, options, [seed], n_context, negative)
         before = self._frames_before(task, sample, n_context)
         row = self.layout.height * self.layout.width  # ids of a latent frame
         drawn = torch.empty(0, dtype=torch.int64)
@@ -80,27 +67,77 @@ class Generator:
             n_before, drawn = len(drawn), torch.cat([drawn, step[0].cpu()])
             tick(step.shape[1])
             for s in segments:
-                known, new = (min(n, s.stop) - s.start for n in (n_before, len(drawn)))
-                if s.name == "video" and new > 0 and new // row > max(known, 0) // row:
+                old, new = (min(n, s.stop) - s.start for n in (n_before, len(drawn)))
+                if s.name == "video" and new > 0 and new // row > max(old, 0) // row:
                     part = replace(s, stop=s.start + new // row * row, shape=(new // row, *s.shape[1:]))
                     video = split(drawn, (part,), self.vocab)["video"]
                     yield TokenSample(video=video if before is None else torch.cat([before, video]))
-                elif s.name == "audio" and known < new == s.stop - s.start:
+                elif s.name == "audio" and old < new == s.stop - s.start:
                     yield TokenSample(audio=split(drawn, (s,), self.vocab)["audio"])
-        self.tally.ids, self.tally.passes = self.tally.ids + len(drawn), self.tally.passes + self.engine.passes
-        if self.engine.counts is not None:
-            self.tally.tested += int(self.engine.counts.tested)
-            self.tally.accepted += int(self.engine.counts.accepted)
+        self._count(len(drawn))
 
-    def _plan(self, task: Task, sound: bool, n_context: int) -> tuple[Plan, tuple[Segment, ...]]:
+    def answers(
+        self, task: Task, samples: Sequence[TokenSample], options: Options, *, seeds: Sequence[int], sound: bool,
+        n_context: int = 1, negative: torch.Tensor | None = None, tick: Callable[[int], None] = lambda n: None,
+    ) -> list[TokenSample]:  # fmt: skip
+        """The whole answers to several samples of a task in one batch: each is what `blocks` gives for it alone."""
+        self._check(task)
+        places, segments = self._plan(task, sound, n_context)
+        drawn = []
+        for ids in self._steps(task, samples, places, options, seeds, n_context, negative):
+            drawn.append(ids.cpu())
+            tick(ids.numel())
+        self._count(len(places) * len(samples))
+        answers = []
+        for sample, ids in zip(samples, torch.cat(drawn, dim=1), strict=True):
+            made, before = split(ids, segments, self.vocab), self._frames_before(task, sample, n_context)
+            video = made.get("video")
+            if video is not None and before is not None:
+                video = torch.cat([before, video])
+            answers.append(TokenSample(video=video, audio=made.get("audio")))
+        return answers
+
+    def _steps(
+        self, task: Task, samples: Sequence[TokenSample], places: Plan, options: Options, seeds: Sequence[int],
+        n_context: int, negative: torch.Tensor | None,
+    ) -> Iterator[torch.Tensor]:  # fmt: skip
+        """The engine's stream for samples of which all have a prompt, or none."""
+        scale = self.defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
+        other: Prefix | None = None
+        if samples[0].text is not None and scale != 1:
+            other = self._prefix(task, [replace(s, text=negative) for s in samples], n_context)
+        return self.engine.stream(
+            self._prefix(task, samples, n_context),
+            places,
+            unconditional=other,
+            guidance_scale=scale if other is not None else 1.0,
+            sampling=self.defaults.resolve(options.temperature, options.top_k, options.top_p),
+            seeds=list(seeds),
+            window=options.speculative,
+        )
+
+    def _prefix(self, task: Task, samples: Sequence[TokenSample], n_context: int) -> Prefix:
+        pairs = [prefix(task, sample, self.vocab, self.layout, n_context) for sample in samples]
+        return Prefix([ids for ids, _ in pairs], [positions for _, positions in pairs])
+
+    def _count(self, n_ids: int) -> None:
+        self.tally.ids, self.tally.passes = self.tally.ids + n_ids, self.tally.passes + self.engine.passes
+        if self.engine.counts is not None:
+            self.tally.tested += int(self.engine.counts.tested.sum())
+            self.tally.accepted += int(self.engine.counts.accepted.sum())
+
+    def _plan(
+        self, task: Task, sound: bool, n_context: int, known: TokenSample | None = None
+    ) -> tuple[Plan, tuple[Segment, ...]]:
+        block_size = self.engine.block_size
         return plan(
-            task, self.vocab, self.layout, sound=sound, n_context=n_context, block_size=self.engine.block_size
+            task, self.vocab, self.layout, sound=sound, n_context=n_context, block_size=block_size, known=known
         )
 
     def _frames_before(self, task: Task, sample: TokenSample, n_context: int) -> torch.Tensor | None:
         """The input latent frames that the output continues."""
         block = task.output("video")
-        if block is None or sample.video is None:
+        if block is None or sample.video is None or block.part not in CONTINUED:
             return None
         first = block.frames(self.layout.latent_frames, n_context)[0]
         return sample.video[:first] if first else None

@@ -1,31 +1,35 @@
-"""Any length in constant memory: condition on the last second, generate the next, repeat (VideoPoet, section 5.5).
+"""Any length in constant memory: from the last second on, generate what comes next, repeat (VideoPoet, section 5.5).
 
-The last 1 + 4k frames are encoded anew as the beginning of a clip, the rest of that clip is predicted, and its new
-frames are kept. The sound of the whole window is then made from its picture and the columns of the new part are kept;
-they are decoded after the columns that came before them, so the causal decoder finds no seam.
+A window is a clip of the model's length of which the first latent frames, and the sound that goes with them, are known.
+What is carried from window to window are their ids: nothing is encoded twice, and both decoders, which are causal, go
+on from where they were, so that there is no seam to see or to hear.
 """
-# Shapes: T frames, H W pixels, N samples, Q audio levels, F audio columns
+# Shapes: T frames, t h w latent sizes, N samples, Q audio levels, F audio columns
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from tasks.codec import Codec
 from tasks.errors import InputError
-from tasks.generation import Generator, gather
-from tasks.options import Options, derived_seed
+from tasks.generation import Generator
+from tasks.options import Options, Ticker, derived_seed
 from tasks.sequence import Layout, TokenSample
+from tasks.story import Journal, Story
 from tasks.table import get_task
+from tasks.task import Task
 from tokenizers_av.clip import Clip
 
-PICTURE = get_task("frame_prediction")
-SOUND = get_task("video_to_audio")
+
+def next_row(sound: bool) -> Task:
+    """The row of the task table that a longer video is made with."""
+    return get_task("audio_video_continuation" if sound else "frame_prediction")
 
 
 @dataclass(frozen=True)
@@ -36,33 +40,32 @@ class Step:
     n_new: int  # as many as the window holds, or fewer where the end is reached
 
 
-def steps(layout: Layout, n_tail: int, n_frames: int) -> Iterator[Step]:
-    """The windows that add `n_frames` to a clip of which the last `n_tail` >= 1 frames are at hand."""
+def steps(layout: Layout, n_latent: int, n_frames: int) -> Iterator[Step]:
+    """The windows that add `n_frames` to a clip of which the last `n_latent` >= 1 latent frames are at hand."""
     if layout.latent_frames < 2:
         raise InputError("this model makes single images, it cannot continue a video")
     while n_frames > 0:
-        n_context = context(layout, n_tail)
-        n_new = min(n_frames, layout.n_frames - _n_given(layout, n_context))
+        n_context = min(n_carried(layout), n_latent)
+        n_new = min(n_frames, layout.temporal_stride * (layout.latent_frames - n_context))
         yield Step(n_context, n_new)
-        n_tail, n_frames = n_tail + n_new, n_frames - n_new
+        n_latent, n_frames = layout.latent_frames, n_frames - n_new
 
 
-def context(layout: Layout, n_tail: int) -> int:
-    """Latent frames to condition on: half of a clip, or what the frames at hand fill."""
-    return min((layout.latent_frames + 1) // 2, 1 + (n_tail - 1) // layout.temporal_stride)
+def n_carried(layout: Layout) -> int:
+    """Latent frames to go on from: half of a clip."""
+    return (layout.latent_frames + 1) // 2
 
 
 def n_kept(layout: Layout) -> int:
-    """Frames of the past that continuing can use."""
-    return _n_given(layout, (layout.latent_frames + 1) // 2)
+    """Frames that `n_carried` latent frames hold at the beginning of a clip."""
+    return 1 + layout.temporal_stride * (n_carried(layout) - 1)
 
 
-def n_windows_ids(generator: Generator, n_tail: int, n_frames: int, sound: bool) -> int:
+def n_windows_ids(generator: Generator, n_latent: int, n_frames: int, sound: bool) -> int:
     """Ids that `continue_clip` draws."""
-    of_sound = generator.n_ids(SOUND, sound=True) if sound else 0
-    windows = Counter(s.n_context for s in steps(generator.layout, n_tail, n_frames))
+    windows = Counter(s.n_context for s in steps(generator.layout, n_latent, n_frames))
     return sum(
-        n * (generator.n_ids(PICTURE, sound=False, n_context=n_context) + of_sound) for n_context, n in windows.items()
+        n * generator.n_ids(next_row(sound), sound=sound, n_context=n_context) for n_context, n in windows.items()
     )
 
 
@@ -84,60 +87,91 @@ class Track:
         return samples
 
 
+@dataclass
+class Past:
+    """What is carried: the ids of the last second, and decoders that know all that came before."""
+
+    codec: Codec
+    decode: Callable[[Tensor], Tensor]
+    hear: Callable[[Tensor], Tensor] | None  # None for no sound
+    track: Track
+    video: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0, dtype=torch.int64))  # (t, h, w)
+    audio: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))  # (Q, F)
+
+    @classmethod
+    def begin(cls, codec: Codec, sound: bool) -> Past:
+        return cls(codec, codec.video_decoder(), codec.audio_decoder() if sound else None, Track(codec))
+
+    def add_video(self, ids: Tensor) -> None:
+        self.video = ids if not len(self.video) else torch.cat([self.video, ids])
+        self.video = self.video[-n_carried(self.codec.layout) :]
+
+    def add_audio(self, ids: Tensor) -> None:
+        layout = self.codec.layout
+        audio = ids if not self.audio.shape[1] else torch.cat([self.audio, ids], dim=1)
+        self.audio = audio[:, max(0, audio.shape[1] - layout.columns(n_carried(layout))) :]
+
+    def context(self, n_context: int) -> TokenSample:
+        """The last `n_context` latent frames, and the sound that a window wants with them."""
+        n = self.codec.layout.columns(n_context)
+        if self.hear is None:
+            return TokenSample(video=self.video[-n_context:])
+        audio = self.audio[:, self.audio.shape[1] - n :] if n <= self.audio.shape[1] else self._silence(n)
+        return TokenSample(video=self.video[-n_context:], audio=audio)
+
+    def _silence(self, n: int) -> Tensor:
+        """The sound at hand, with silence before it to make `n` columns."""
+        missing = n - self.audio.shape[1]
+        quiet = self.codec.encode_audio(torch.zeros(missing * self.codec.audio.hop_length))
+        return torch.cat([quiet, self.audio], dim=1) if self.audio.shape[1] else quiet
+
+
 def continue_clip(
-    generator: Generator,
-    codec: Codec,
-    *,
-    tail: Tensor,
-    hear: Callable[[Tensor], Tensor] | None,
-    track: Track,
-    n_frames: int,
-    prompts: list[str],
-    options: Options,
-    tick: Callable[[int], None],
-) -> Iterator[Clip]:
-    """Yield `n_frames` new frames with their sound, a window at a time.
+    generator: Generator, past: Past, *, n_frames: int, story: Story, options: Options, tick: Ticker,
+    journal: Journal | None = None,
+) -> Iterator[Clip]:  # fmt: skip
+    """Yield `n_frames` new frames with their sound, each latent frame as soon as it is known, a window at a time.
 
-    tail (T, H, W, 3) uint8: the last frames so far. `hear` decodes the next audio ids (Q, F) after those so far; None
-    for no sound. The prompts are spread evenly over the new frames.
+    Windows that the journal holds are taken from there, new ones are written into it.
     """
-    layout = generator.layout
+    layout, codec, sound = generator.layout, past.codec, past.hear is not None
+    row = next_row(sound)
     negative = codec.encode_text(options.negative_prompt)
-    texts = [codec.encode_text(p) for p in prompts] or [None]
     done = 0
-    for i, step in enumerate(steps(layout, len(tail), n_frames), start=1):
-        given = tail[-_n_given(layout, step.n_context) :]
-        text = texts[done * len(texts) // n_frames]
-        sample = TokenSample(text, codec.encode_video(given))
-        window = gather(generator.blocks(
-            PICTURE, sample, options, seed=derived_seed(options.seed, "picture", i), sound=False,
-            n_context=step.n_context, negative=negative, tick=tick,
-        ))  # fmt: skip
-        assert window.video is not None
-        new = codec.decode_video(window.video)[len(given) : len(given) + step.n_new]
-        done += len(new)
-        tail = torch.cat([tail, new])[-n_kept(layout) :]
-        samples = None
-        if hear is not None:
-            heard = sound_columns(generator, window.video, options, derived_seed(options.seed, "sound", i), tick)
-            heard = heard[:, -n_columns(layout, layout.n_frames - len(given)) :]
-            samples = track.fit(hear(heard), len(new), fill=done == n_frames)
-        yield Clip(frames=new, fps=layout.fps, samples=samples, sample_rate=codec.sample_rate)
-
-
-def sound_columns(
-    generator: Generator, video: Tensor, options: Options, seed: int, tick: Callable[[int], None]
-) -> Tensor:
-    """Audio ids (Q, F) for the video ids (t, h, w) of a whole window."""
-    audio = gather(generator.blocks(SOUND, TokenSample(video=video), options, seed=seed, sound=True, tick=tick)).audio
-    assert audio is not None
-    return audio
+    for i, step in enumerate(steps(layout, len(past.video), n_frames), start=1):
+        given = past.context(step.n_context)
+        text = codec.encode_text(story.prompt(done / layout.fps, n_frames / layout.fps))
+        sample = TokenSample(text, given.video, given.audio)
+        blocks = None if journal is None else journal.read(i)
+        if blocks is None:
+            blocks = generator.blocks(
+                row, sample, options, seed=derived_seed(options.seed, "window", i), sound=sound,
+                n_context=step.n_context, negative=negative, tick=tick,
+            )  # fmt: skip
+        else:
+            tick(generator.n_ids(row, sound=sound, n_context=step.n_context))
+        n_known, left = step.n_context, step.n_new
+        video = audio = None
+        for part in blocks:
+            audio = part.audio if part.audio is not None else audio
+            if part.video is None:
+                continue
+            video = part.video
+            while n_known < len(video) and left:  # one by one however they come: other chunks are rounded otherwise
+                frames = past.decode(video[n_known : n_known + 1])[:left]
+                n_known, left = n_known + 1, left - len(frames)
+                yield Clip(frames=frames, fps=layout.fps, samples=None, sample_rate=codec.sample_rate)
+        assert video is not None
+        if journal is not None:
+            journal.write(i, TokenSample(video=video, audio=audio))
+        done += step.n_new
+        past.add_video(video[step.n_context :])
+        if past.hear is not None and audio is not None:
+            past.add_audio(audio)
+            samples = past.track.fit(past.hear(audio), step.n_new, fill=done == n_frames)
+            yield Clip(frames=None, fps=layout.fps, samples=samples, sample_rate=codec.sample_rate)
 
 
 def n_columns(layout: Layout, n_frames: int) -> int:
     """Audio columns that last as long as `n_frames`, the last one included if it is begun."""
     return min(layout.audio_frames, math.ceil(n_frames / layout.fps * layout.audio_rate - 1e-6))
-
-
-def _n_given(layout: Layout, n_context: int) -> int:
-    return 1 + layout.temporal_stride * (n_context - 1)

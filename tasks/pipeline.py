@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 
 from lm import LM, Engine, Vocabulary
-from tasks.check import check_levels, check_size
+from tasks.check import check_levels, check_seed, check_size
 from tasks.codec import Codec
 from tasks.errors import InputError
 from tasks.generation import Generator
@@ -20,11 +20,20 @@ from tasks.options import Progress
 from tasks.reconstruct import reconstructed
 from tasks.sequence import audio_ranges
 from tasks.source import Media, Source
+from tasks.story import Journal, Prompts
 from tasks.stream import Stream, join
+from tasks.table import get_task
 from tokenizers_av.audio import AudioTokenizer
 from tokenizers_av.clip import Clip, ClipWriter, check_output
 from tokenizers_av.text import TextTokenizer
 from tokenizers_av.video import VideoTokenizer
+
+if TYPE_CHECKING:
+    from tasks.masks import MaskLike
+    from tasks.structure import DepthModel
+
+
+_LISTED = ("prompt", "image", "video", "audio", "seed")  # inputs of which several make several clips
 
 
 class AVPoet:
@@ -32,7 +41,8 @@ class AVPoet:
 
     `AVPoet(...)` takes the parts as they are, `from_pretrained` reads them from a folder.
     Every method is deterministic: the same inputs and seed give the same frames and samples. Options left at None are
-    the model's own settings. `progress(done, total)` is told after each drawn id.
+    the model's own settings. `progress(done, total)` is told after each drawn id. Lists of prompts, media or seeds give
+    lists of clips (see `generate`).
     Wrong values raise InputError, files that do not fit raise MediaError; both are ValueErrors.
     """
 
@@ -121,12 +131,26 @@ class AVPoet:
         """The same methods, yielding frames and sound as soon as they are known."""
         return Stream(self)
 
-    def generate(self, task: str, **inputs: Any) -> Clip:
-        """Run any row of the task table.
+    def generate(self, task: str, **inputs: Any) -> Any:
+        """Run any row of the task table: a Clip, or a list of Clips where an input or the seed is a list.
 
-        `inputs` are the row's own (prompt, image, video), `seconds`, and the options of `text_to_video`.
+        `inputs` are the row's own (prompt, image, video, audio and its further arguments), `seconds`, and the options
+        of `text_to_video`. Lists are as long as each other; what is no list counts for all. One seed for a list stands
+        for seed, seed + 1, ...: each clip is what its own seed gives alone.
         """
-        return join(self.stream.generate(task, **inputs))
+        names = [k for k in (*_LISTED, *(a.name for a in get_task(task).arguments)) if isinstance(inputs.get(k), list)]
+        if not names:
+            return join(self.stream.generate(task, **inputs))
+        sizes = {name: len(inputs[name]) for name in names}
+        n = max(sizes.values())
+        if min(sizes.values()) != n:
+            raise InputError(f"lists of different lengths: {', '.join(f'{k} has {v}' for k, v in sizes.items())}")
+        if n == 0:
+            return []
+        if "seed" not in names:
+            first = check_seed(inputs.get("seed", 0))
+            inputs, names = {**inputs, "seed": list(range(first, first + n))}, [*names, "seed"]
+        return self.stream.batch(task, [{**inputs, **{k: inputs[k][i] for k in names}} for i in range(n)])
 
     def unconditional(
         self,
@@ -134,6 +158,7 @@ class AVPoet:
         seconds: float | None = None,
         sound: bool = True,
         seed: int = 0,
+        speculative: int = 0,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -147,6 +172,7 @@ class AVPoet:
         prompt: str,
         *,
         seed: int = 0,
+        speculative: int = 0,
         guidance_scale: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -164,6 +190,7 @@ class AVPoet:
         seconds: float | None = None,
         sound: bool = True,
         seed: int = 0,
+        speculative: int = 0,
         guidance_scale: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -176,9 +203,27 @@ class AVPoet:
         prompt: 1 to 1,000 characters, of which the first 64 tokens count. seconds: up to 24 hours; None is the length
         of the clips the model learned from, a longer video is continued as `extend` does, a shorter one is cut.
         guidance_scale: 1 follows the model as it is, more follows the prompt closer. temperature: 0 always takes the
-        likeliest id. top_k, top_p: draw from the likeliest ids only. negative_prompt: what not to show.
+        likeliest id. top_k, top_p: draw from the likeliest ids only. negative_prompt: what not to show. speculative:
+        ids drafted ahead in each pass, of which the right ones are kept: fewer passes, other clips of equal kind.
         """
         return self.generate("text_to_video", **_given(locals()))
+
+    def text_to_audio(
+        self,
+        prompt: str,
+        *,
+        seconds: float | None = None,
+        seed: int = 0,
+        speculative: int = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """The sound of what the prompt says, a Clip without frames. Options as in `text_to_video`."""
+        return self.generate("text_to_audio", **_given(locals()))
 
     def image_to_video(
         self,
@@ -188,6 +233,7 @@ class AVPoet:
         seconds: float | None = None,
         sound: bool = True,
         seed: int = 0,
+        speculative: int = 0,
         guidance_scale: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -206,6 +252,7 @@ class AVPoet:
         seconds: float | None = None,
         sound: bool = True,
         seed: int = 0,
+        speculative: int = 0,
         guidance_scale: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -216,12 +263,108 @@ class AVPoet:
         """The last second of a video and what follows it; `seconds` counts both. Options as in `text_to_video`."""
         return self.generate("frame_prediction", **_given(locals()))
 
+    def frame_interpolation(
+        self,
+        image: Media,
+        last: Media,
+        prompt: str | None = None,
+        *,
+        seed: int = 0,
+        speculative: int = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """A clip of the model's length that begins like `image` and ends like `last`; the proportions are those of
+        `image`. Options as in `text_to_video`."""
+        return self.generate("frame_interpolation", **_given(locals()))
+
+    def inpainting(
+        self,
+        video: Media,
+        mask: MaskLike,
+        prompt: str | None = None,
+        *,
+        keep_known: bool = False,
+        seconds: float | None = None,
+        seed: int = 0,
+        speculative: int = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """The video with the hole of a mask painted anew, at the model's rate, in the proportions of the video.
+
+        mask: "X,Y,W,H" or four ints, a box in pixels of the video; an image or a video, white where the hole is; a
+        tensor (H, W) or (T, H, W). keep_known: at the size of the video, its own pixels untouched outside of the hole.
+        Other options as in `text_to_video`; `seconds` cuts the video.
+        """
+        return self.generate("inpainting", **_given(locals()))
+
+    def outpainting(
+        self,
+        video: Media,
+        prompt: str | None = None,
+        *,
+        left: int = 0,
+        top: int = 0,
+        right: int = 0,
+        bottom: int = 0,
+        keep_known: bool = False,
+        seconds: float | None = None,
+        seed: int = 0,
+        speculative: int = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """The video with new picture around it, at the model's rate, in the proportions of the larger picture.
+
+        left, top, right, bottom: how much, in pixels of the video. keep_known: at the size of the video and what is
+        added, its own pixels untouched. Other options as in `text_to_video`; `seconds` cuts the video.
+        """
+        return self.generate("outpainting", **_given(locals()))
+
+    def stylization(
+        self,
+        video: Media,
+        prompt: str,
+        *,
+        depth: str | os.PathLike[str] | DepthModel | None = None,
+        seconds: float | None = None,
+        seed: int = 0,
+        speculative: int = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """What moves in the video, in the look of the prompt, at the model's rate, in the proportions of the video.
+
+        Optical flow is read off the video, and depth by `depth`, a depth model of transformers (a folder, a hub name or
+        a `tasks.structure.DepthModel`); without one the brightness takes its place. Other options as in
+        `text_to_video`; `seconds` cuts the video.
+        """
+        return self.generate("stylization", **_given(locals()))
+
     def video_to_audio(
         self,
         video: Media,
         *,
         seconds: float | None = None,
         seed: int = 0,
+        speculative: int = 0,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -230,15 +373,55 @@ class AVPoet:
         """The video as it is, whatever its size, rate and length, with a new sound; `seconds` cuts it."""
         return self.generate("video_to_audio", **_given(locals()))
 
+    def audio_to_video(
+        self,
+        audio: Media,
+        prompt: str | None = None,
+        *,
+        seconds: float | None = None,
+        seed: int = 0,
+        speculative: int = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """A video for a sound, which is given back with it; `seconds` cuts it. Options as in `text_to_video`."""
+        return self.generate("audio_to_video", **_given(locals()))
+
+    def audio_video_continuation(
+        self,
+        video: Media,
+        prompt: str | None = None,
+        *,
+        seconds: float | None = None,
+        seed: int = 0,
+        speculative: int = 0,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        negative_prompt: str | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """The last second of a video that has sound, and what follows of both; `seconds` counts both.
+
+        Options as in `text_to_video`.
+        """
+        return self.generate("audio_video_continuation", **_given(locals()))
+
     def extend(
         self,
         clip: Media,
         seconds: float,
-        prompts: Sequence[str] | str | None = None,
+        prompts: Prompts = None,
         *,
         out: str | os.PathLike[str] | None = None,
         sound: bool = True,
         seed: int = 0,
+        speculative: int = 0,
         guidance_scale: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -248,20 +431,38 @@ class AVPoet:
     ) -> Clip | None:
         """The clip at the model's size and rate, followed by `seconds` of what comes next.
 
-        The prompts are spread evenly over the new seconds; other options as in `text_to_video`. With `out` the result
-        goes to that file as it is made, in constant memory, and None is returned.
+        prompts: one for all, several that are spread evenly over the new seconds, or a story: (second, prompt) pairs.
+        With `out` the result goes to that file as it is made, in constant memory, and None is returned; after a kill
+        the same call goes on from what was drawn. Other options as in `text_to_video`.
         """
-        options = {k: v for k, v in _given(locals()).items() if k not in ("clip", "out")}
-        if out is not None:
-            check_output(out)
-        parts = self.stream.extend(clip, **options)
+        options = {k: v for k, v in _given(locals()).items() if k not in ("clip", "out", "seconds", "prompts")}
         if out is None:
-            return join(parts)
+            return join(self.stream.extend(clip, seconds, prompts, **options))
+        check_output(out)
+        told = {k: v for k, v in options.items() if k != "progress"}
+        request = {"clip": _name_of(clip), "seconds": seconds, "prompts": prompts, "model": self._identity(), **told}
         rate = self.codec.sample_rate if sound else None
-        with ClipWriter(out, fps=self.config.layout.fps, size=self.config.size, sample_rate=rate) as writer:
-            for part in parts:
-                writer.write(part.frames, part.samples)
+        writer = ClipWriter(out, fps=self.config.layout.fps, size=self.config.size, sample_rate=rate)
+        journal = None if str(out) == "-" else Journal(out, request, writer.temporary)
+        done = False
+        try:
+            parts = self.stream.extend(clip, seconds, prompts, journal=journal, **options)
+            with writer:
+                for part in parts:
+                    writer.write(part.frames, part.samples)
+            done = True
+        finally:
+            if journal is not None:
+                journal.close(done)
         return None
+
+    def _identity(self) -> str:
+        """What tells this model from others, for going on with what another run of it began."""
+        weights = hashlib.sha256()
+        for part in (self.codec.video, self.codec.audio, self.lm):
+            for name, value in part.state_dict().items():
+                weights.update(f"{name} {value.dtype} {value.double().sum().item()!r}".encode())
+        return weights.hexdigest()
 
     def reconstruct(self, clip: Media, size: tuple[int, int] | None = None, levels: int | None = None) -> Clip:
         """The clip through the tokenizers and back, at the model's rates and size or at another `size` (H, W).
@@ -306,6 +507,15 @@ def _cpu_has_bf16() -> bool:
     """Whether bfloat16 products are native; emulated ones are slower than float32."""
     ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(ask is not None and ask())
+
+
+def _name_of(clip: Media) -> str:
+    """What tells one clip from another."""
+    if not isinstance(clip, Clip):
+        stat = os.stat(clip)
+        return f"{os.path.abspath(clip)} {stat.st_size} {stat.st_mtime_ns}"
+    parts = [t.cpu().contiguous().numpy().tobytes() for t in (clip.frames, clip.samples) if t is not None]
+    return hashlib.sha256(b"".join(parts) + f"{clip.fps} {clip.sample_rate}".encode()).hexdigest()
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tasks.errors import InputError
-from tasks.table import Block, Task
+from tasks.task import CONTINUED, Block, Task
 
 if TYPE_CHECKING:
     from lm import Plan, Vocabulary
@@ -37,6 +37,7 @@ class TokenSample:
     text: Tensor | None = None  # (n,) int64
     video: Tensor | None = None  # (t, h, w) int64
     audio: Tensor | None = None  # (Q, F) int64
+    condition: Tensor | None = None  # (t, h, w) int64: the conditioning clip of a task that has one
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,18 @@ class Layout:
     def seconds(self) -> float:
         return self.n_frames / self.fps
 
+    @property
+    def latent_columns(self) -> float:
+        """Audio columns that last as long as one latent frame; a whole number where clips can be cut between any."""
+        return self.temporal_stride / self.fps * self.audio_rate
+
+    def columns(self, latent_frames: int) -> int:
+        """Audio columns that end with or before the first `latent_frames` of a clip; all for a whole clip."""
+        if latent_frames >= self.latent_frames:
+            return self.audio_frames
+        n_frames = 1 + self.temporal_stride * (latent_frames - 1)
+        return max(0, min(self.audio_frames, int(n_frames / self.fps * self.audio_rate + 1e-6)))
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -86,7 +99,7 @@ class Layout:
 class Segment:
     """Where one block lies: ids[start:stop] hold local ids of `shape` in reading order."""
 
-    name: str  # "text", "video_in", "audio_in", "video" or "audio"
+    name: str  # "text", "video_in", "audio_in", "condition", "video" or "audio"
     start: int
     stop: int
     shape: tuple[int, ...]  # (n,), (t, h, w) or (Q, F)
@@ -114,7 +127,7 @@ class _Piece:
     stop: Tensor  # (n,) int64 one past the highest
     positions: Tensor  # (n, 3)
     segment: Segment | None = None  # relative to the piece
-    frames: tuple[int, int] = (0, 0)  # latent frames of a video block
+    span: tuple[int, int] = (0, 0)  # latent frames of a video block, columns of an audio block
 
 
 def build(
@@ -146,14 +159,30 @@ def prefix(
 
 
 def plan(
-    task: Task, vocab: Vocabulary, layout: Layout, *, sound: bool = True, n_context: int = 1, block_size: int = 1
-) -> tuple[Plan, tuple[Segment, ...]]:
-    """What may stand at each place of the output, and where its blocks lie, counted from the first output id."""
+    task: Task, vocab: Vocabulary, layout: Layout, *, sound: bool = True, n_context: int = 1, block_size: int = 1,
+    known: TokenSample | None = None,
+) -> tuple[Plan, tuple[Segment, ...]]:  # fmt: skip
+    """What may stand at each place of the output, and where its blocks lie, counted from the first output id.
+
+    `known` holds the beginning of the output, latent frames (k, h, w) or audio columns (Q, k), which is not drawn anew.
+    """
     from lm import Plan
 
     after = _output_pieces(task, vocab, layout, sound, n_context, block_size)
     start, stop, positions = (torch.cat([getattr(p, f) for p in after]) for f in ("start", "stop", "positions"))
-    return Plan(start=start, stop=stop, positions=positions), _segments(after)
+    segments = _segments(after)
+    for s in segments:
+        given: Tensor | None = getattr(known, s.name, None)
+        if given is None:
+            continue
+        axis = 0 if s.name == "video" else 1
+        mark = torch.full(s.shape, -1)
+        mark.narrow(axis, 0, given.shape[axis]).copy_(given)
+        flat = (mark.T if s.time_major else mark).reshape(-1)
+        place, here = s.start + (flat >= 0).nonzero()[:, 0], flat[flat >= 0]
+        start[place] += here
+        stop[place] = start[place] + 1
+    return Plan(start=start, stop=stop, positions=positions), segments
 
 
 def split(ids: Tensor, segments: tuple[Segment, ...], vocab: Vocabulary) -> dict[str, Tensor]:
@@ -171,15 +200,15 @@ def split(ids: Tensor, segments: tuple[Segment, ...], vocab: Vocabulary) -> dict
 
 
 def whole(task: Task, parts: Mapping[str, Tensor]) -> TokenSample:
-    """The clip of `parts` (without batch axis): a video input is put in front of the video that continues it."""
-    video_in, video = parts.get("video_in"), parts.get("video")
-    block = task.output("video")
-    if video is None:
-        video = video_in
-    elif block is not None and block.part in ("rest", "future") and video_in is not None:
-        video = torch.cat([video_in, video])
-    audio = parts.get("audio", parts.get("audio_in"))
-    return TokenSample(parts.get("text"), video, audio)
+    """The clip of `parts` (without batch axis): an input is put in front of the output that continues it."""
+    found: dict[str, Tensor | None] = {"text": parts.get("text"), "condition": parts.get("condition")}
+    for kind, axis in (("video", 0), ("audio", 1)):
+        before, made = parts.get(f"{kind}_in"), parts.get(kind)
+        block = task.output(kind)  # type: ignore[arg-type]
+        if before is not None and made is not None and block is not None and block.part in CONTINUED:
+            made = torch.cat([before, made], dim=axis)
+        found[kind] = before if made is None else made
+    return TokenSample(**found)
 
 
 def _pieces(
@@ -229,10 +258,12 @@ def _delimited(
 ) -> list[_Piece]:
     """A block between its two delimiters, which stand at the time the block starts."""
     name = block.kind if way == "o" or block.kind == "text" else f"{block.kind}_in"
+    frames = block.frames(layout.latent_frames, n_context)
     if block.kind == "video":
-        piece = _video(name, block.frames(layout.latent_frames, n_context), vocab, layout)
+        piece = _video("condition" if block.condition else name, frames, vocab, layout)
     elif block.kind == "audio":
-        piece = _audio(name, vocab, layout)
+        columns = (layout.columns(frames[0]) if frames[0] else 0, layout.columns(frames[1]))
+        piece = _audio(name, columns, vocab, layout)
     else:
         piece = _text(name, n_text, vocab)
     begin = float(piece.positions[0, 0]) if len(piece.positions) else 0.0
@@ -271,18 +302,18 @@ def _video(name: str, frames: tuple[int, int], vocab: Vocabulary, layout: Layout
     )
 
 
-def _audio(name: str, vocab: Vocabulary, layout: Layout) -> _Piece:
+def _audio(name: str, columns: tuple[int, int], vocab: Vocabulary, layout: Layout) -> _Piece:
     """One id range per level; level by level over the clip, or all levels of each column."""
-    Q, F = layout.n_codebooks, layout.audio_frames
+    Q, F = layout.n_codebooks, columns[1] - columns[0]
     names = audio_ranges(layout)
     start = torch.tensor([vocab[n].start for n in names])[:, None].expand(Q, F)
     size = torch.tensor([vocab[n].size for n in names])[:, None].expand(Q, F)
-    ticks = torch.arange(F).expand(Q, F)
+    ticks = torch.arange(*columns).expand(Q, F)
     time_major = layout.audio_order == "time"
     start, size, ticks = ((x.T if time_major else x).reshape(-1) for x in (start, size, ticks))
     positions = torch.zeros(Q * F, 3)
     positions[:, 0] = ticks
-    return _Piece(start, start + size, positions, Segment(name, 0, Q * F, (Q, F), names, time_major))
+    return _Piece(start, start + size, positions, Segment(name, 0, Q * F, (Q, F), names, time_major), columns)
 
 
 def audio_ranges(layout: Layout) -> tuple[str, ...]:
@@ -299,9 +330,10 @@ def _fill(piece: _Piece, sample: TokenSample) -> Tensor:
     local: Tensor | None = getattr(sample, kind)
     if local is None:
         raise InputError(f"this task needs {kind} ids of shape {s.shape}, the sample has no {kind}")
-    if kind == "video":
-        first, last = piece.frames
-        local = local[first:last]
+    if kind == "audio":
+        local = local[:, slice(*piece.span)]
+    elif kind != "text":
+        local = local[slice(*piece.span)]
     if tuple(local.shape) != s.shape:
         raise InputError(f"{kind} ids have shape {tuple(getattr(sample, kind).shape)}, the layout needs {s.shape}")
     local = (local.T if s.time_major else local).reshape(-1).to("cpu", torch.int64)

@@ -88,6 +88,12 @@ class Source:
             return frames[:1]
         raise MediaError(f"{self.name}: holds no frame")
 
+    def whole_frame(self) -> Tensor:
+        """The first frame at its own size, (1, h, w, 3) uint8."""
+        frames = next(self.windows(sample_rate=16000, seconds=1e-3, audio=False)).frames
+        assert frames is not None
+        return frames[:1]
+
     def last_frames(self, n: int, fps: float, size: tuple[int, int], sample_rate: int) -> Tensor:
         """The last n frames, or as many as there are: (n, H, W, 3) uint8."""
         tail = torch.empty(0, *size, 3, dtype=torch.uint8)

@@ -24,7 +24,7 @@ def commands() -> list[list[str]]:
         if language not in ("bash", "sh"):
             continue
         for line in block.replace("\\\n", " ").splitlines():
-            for command in line.split("&&"):
+            for command in re.split(r"&&| \| ", line):
                 words = shlex.split(command, comments=True)
                 if words and Path(words[0]).name in PARSERS:
                     found.append([Path(words[0]).name, *words[1:]])
@@ -60,7 +60,9 @@ def test_the_task_table_is_the_task_table() -> None:
     assert list(rows) == [task.command for task in TASKS.values()]
     for task in TASKS.values():
         given, made = rows[task.command]
-        assert given == {b.argument + "?" * b.optional for b in task.inputs}, task.command
+        wanted = {b.argument + "?" * b.optional for b in task.inputs}
+        wanted |= {a.name + "?" * (not a.required) for a in task.arguments}
+        assert given == wanted, task.command
         assert ("image" in made) == task.is_image, task.command
         assert ("sound" in made) == (task.output("audio") is not None), task.command
 

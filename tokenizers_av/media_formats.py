@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sys
 from pathlib import Path
 
 # suffix -> (container, video codec, audio codec)
@@ -45,8 +46,13 @@ class MediaError(ValueError):
 
 
 def output_kind(path: MediaPath) -> str:
-    """Return "movie", "image", "sequence" or "sound": what writing to `path` makes, by its ending alone."""
+    """Return "movie", "image", "sequence" or "sound": what writing to `path` makes, by its ending alone.
+
+    "-", standard output, takes a movie.
+    """
     name = os.fspath(path)
+    if name == "-":
+        return "movie"
     suffix = Path(name).suffix.lower()
     if name.endswith(("/", os.sep)) or (suffix == ".png" and is_numbered(name)):
         return "sequence"
@@ -83,11 +89,18 @@ def check_output(path: MediaPath) -> None:
     """Raise MediaError, before any work is done, where nothing could be written to `path` later.
 
     The suffix must be known, the parent folder must exist and take a new file (tried, because file modes say nothing
-    to root or on a read-only disk), and a folder for a png sequence must be new or empty.
+    to root or on a read-only disk), and a folder for a png sequence must be new or empty. Standard output ("-") must
+    lead somewhere else than to a terminal.
     """
     name = os.fspath(path)
     if not name:
         raise MediaError(f"the output path is empty; use a name ending in {' '.join(OUTPUT_SUFFIXES)}")
+    if name == "-":
+        if not hasattr(sys.stdout, "buffer"):  # closed, or replaced by something that takes only text
+            raise MediaError("-: there is no standard output that takes bytes; give a file name")
+        if sys.stdout.isatty():
+            raise MediaError("-: standard output is a terminal; pipe it into a player (| ffplay -) or a file (> a.mp4)")
+        return
     target = Path(name)
     if output_kind(path) == "sequence":
         target, _ = sequence_folder(path)

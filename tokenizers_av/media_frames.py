@@ -48,16 +48,17 @@ def resize(frames: Tensor, size: tuple[int, int], fit: str = "crop", pixel_aspec
         keep_h = min(height, max(1, round(out_h / scale)))
         keep_w = min(width, max(1, round(out_w / scale / pixel_aspect)))
         top, left = (height - keep_h) // 2, (width - keep_w) // 2
-        return _scale(frames[:, top : top + keep_h, left : left + keep_w], out_h, out_w)
+        return stretch(frames[:, top : top + keep_h, left : left + keep_w], out_h, out_w)
     scale = min(out_h / height, out_w / wide)
     in_h, in_w = min(out_h, max(1, round(height * scale))), min(out_w, max(1, round(wide * scale)))
     canvas = frames.new_zeros(frames.shape[0], out_h, out_w, 3)
     top, left = (out_h - in_h) // 2, (out_w - in_w) // 2
-    canvas[:, top : top + in_h, left : left + in_w] = _scale(frames, in_h, in_w)
+    canvas[:, top : top + in_h, left : left + in_w] = stretch(frames, in_h, in_w)
     return canvas
 
 
-def _scale(frames: Tensor, height: int, width: int) -> Tensor:
+def stretch(frames: Tensor, height: int, width: int) -> Tensor:
+    """Scale frames (T, H, W, 3) uint8 with antialiasing, whatever becomes of their proportions."""
     if frames.shape[1:3] == (height, width):
         return frames.contiguous()
     x = frames.permute(0, 3, 1, 2).float()

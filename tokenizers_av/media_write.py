@@ -1,4 +1,4 @@
-"""Write picture and sound to a file step by step; the file appears under its name only when it is whole."""
+"""Write picture and sound step by step: to a file that appears under its name when it is whole, or into a pipe."""
 # Shapes: T frames, H W height and width, N samples (mono)
 
 from __future__ import annotations
@@ -6,11 +6,12 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 import wave
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -33,6 +34,15 @@ VIDEO_OPTIONS = {
     "libvpx-vp9": {"crf": "18", "b": "0", "cpu-used": "4", "row-mt": "0", "threads": "1"},
     "gif": {},
 }
+# A pipe gets fragments of a frame or two, at once. The index in front waits for the first sound, as only then it can
+# say how much of that is the codec's run-up (an edit list); after it the picture does not wait for the sound.
+PIPE_OPTIONS = {
+    "movflags": "+delay_moov+default_base_moof",
+    "frag_duration": "1",  # microseconds; frag_every_frame would spoil time stamps where two streams alternate
+    "max_interleave_delta": "1",
+}
+# x264 would look 40 frames ahead; where it may not, crf 16 looks like crf 12.
+LIVE_OPTIONS = {"tune": "zerolatency", "crf": "16"}
 AUDIO_RATES = {
     "aac": (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
     "libopus": (8000, 12000, 16000, 24000, 48000),
@@ -60,24 +70,40 @@ class ClipWriter:
     column. `size` (H, W) declares a picture, `sample_rate` a sound track; without `size` the first frames decide. Sound
     is cut or padded with silence to the length of the picture. The same input gives the same bytes. All goes to a
     hidden file beside the target, which is renamed on a clean exit and removed after an error. Raises MediaError.
+
+    "-" (standard output) or an open binary file takes a fragmented mp4 instead, to be played while it is made: each
+    `write` sends all but the last frame (two, ahead of their sound), nothing seeks, an error ends the stream where it
+    is, and the file stays open. Where a sound track is declared, the stream begins with the first sound.
     """
 
     def __init__(
-        self, path: MediaPath, *, fps: float = 8.0, size: tuple[int, int] | None = None, sample_rate: int | None = None
+        self,
+        path: MediaPath | BinaryIO,
+        *,
+        fps: float = 8.0,
+        size: tuple[int, int] | None = None,
+        sample_rate: int | None = None,
     ) -> None:
-        self.path = os.fspath(path)
+        self.path = os.fspath(path) if isinstance(path, (str, os.PathLike)) else "-"
         if not (fps > 0 and math.isfinite(fps)):
             raise MediaError(f"{self.path}: fps={fps}: must be above 0")
         if sample_rate is not None and sample_rate < 1:
             raise MediaError(f"{self.path}: sample_rate={sample_rate}: must be above 0")
-        check_output(path)
-        self.kind = output_kind(path)
+        self.stream: BinaryIO | None = None  # in place of the files
+        if isinstance(path, (str, os.PathLike)):
+            check_output(path)
+            if self.path == "-":  # without its buffer, whose rest would be flushed into a broken pipe at exit
+                self.stream = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
+        else:
+            self.stream = path
+        self.kind = output_kind(self.path)
         self.fps, self.size, self.sample_rate = float(fps), size, sample_rate
-        self.target = sequence_folder(path)[0].absolute() if self.kind == "sequence" else Path(self.path).absolute()
+        folder = sequence_folder(self.path)[0] if self.kind == "sequence" else Path(self.path)
+        self.target = folder.absolute()
         self.temporary = hidden_sibling(self.target)
         self.n_frames = 0
         self.n_samples = 0
-        self._waiting: list[np.ndarray] = []  # sound beyond the picture that is known so far
+        self._waiting = np.zeros(0, dtype=np.float32)  # sound beyond the picture that is known so far
         self._sink: _Sink | None = None
         self._finished = False
         suffix = Path(self.path).suffix.lower()
@@ -105,11 +131,11 @@ class ClipWriter:
                     self.size = (pixels.shape[1], pixels.shape[2])
                 self._sink = self._start()
             if self._sink is not None:
-                if len(pixels):
-                    self._sink.frames(pixels)
-                    self.n_frames += len(pixels)
-                if len(sound):
-                    self._waiting.append(sound)
+                self._waiting = np.concatenate([self._waiting, sound])
+                for k in range(len(pixels)):  # each frame with its sound: what is in a pipe cannot be sorted any more
+                    self._sink.frames(pixels[k : k + 1])
+                    self.n_frames += 1
+                    self._pass_sound()
                 self._pass_sound()
         except OSError as error:
             self.abandon()
@@ -119,7 +145,7 @@ class ClipWriter:
             raise
 
     def close(self) -> None:
-        """Finish the file and give it its name; an empty one is an error and leaves nothing."""
+        """Finish the file and give it its name; an empty one is an error and leaves nothing. A stream stays open."""
         if self._finished:
             return
         try:
@@ -127,12 +153,12 @@ class ClipWriter:
                 what = "picture or sound" if self.kind != "sound" else "sound"
                 raise MediaError(f"{self.path}: nothing to write, there was no {what}")
             if self._keeps_sound and self.n_frames:
-                missing = self._sound_limit() - self.n_samples - sum(map(len, self._waiting))
-                if missing > 0:
-                    self._waiting.append(np.zeros(missing, dtype=np.float32))
+                missing = max(0, self._sound_limit() - self.n_samples - len(self._waiting))
+                self._waiting = np.pad(self._waiting, (0, missing))
                 self._pass_sound()
             self._sink.finish()
-            os.replace(self.temporary, self.target)
+            if self.stream is None:
+                os.replace(self.temporary, self.target)
             self._finished = True
         except OSError as error:
             raise self._failed(error) from None
@@ -141,7 +167,7 @@ class ClipWriter:
                 self.abandon()
 
     def abandon(self) -> None:
-        """Stop and remove everything that was written."""
+        """Stop and remove everything that was written; a stream just ends where it is."""
         self._finished = True
         if self._sink is not None:
             self._sink.abandon()
@@ -189,21 +215,21 @@ class ClipWriter:
     def _pass_sound(self) -> None:
         """Hand on the waiting sound, as far as there is picture to go with it."""
         assert self._sink is not None
-        if not self._waiting:
-            return
-        sound = np.concatenate(self._waiting)
-        n = len(sound) if self.size is None or self.kind == "sound" else max(0, self._sound_limit() - self.n_samples)
-        if n:
-            self._sink.samples(sound[:n])
-        self.n_samples += len(sound[:n])
-        self._waiting = [sound[n:]] if n < len(sound) else []
+        alone = self.size is None or self.kind == "sound"
+        n = len(self._waiting) if alone else max(0, self._sound_limit() - self.n_samples)
+        sound, self._waiting = self._waiting[:n], self._waiting[n:]
+        if len(sound):
+            self._sink.samples(sound)
+        self.n_samples += len(sound)
 
     def _start(self) -> _Sink:
         if self.kind == "sound":
             return _WaveSink(self.temporary, self.sample_rate or 0)
         if self.kind == "movie":
-            container, video, audio = MOVIE_FORMATS[Path(self.path).suffix.lower()]
             rate = self.sample_rate if self._keeps_sound else None
+            if self.stream is not None:
+                return _PipeSink(self.stream, exact_rate(self.fps), self.size, rate)
+            container, video, audio = MOVIE_FORMATS[Path(self.path).suffix.lower()]
             return _MovieSink(self.temporary, container, video, audio, exact_rate(self.fps), self.size, rate)
         if self.size is None:
             raise MediaError(f"{self.path}: needs frames, there is only sound")
@@ -265,7 +291,7 @@ class _MovieSink:
 
     def __init__(
         self,
-        path: Path,
+        target: Path | _Outbox,
         container: str,
         video: str,
         audio: str | None,
@@ -275,8 +301,9 @@ class _MovieSink:
     ) -> None:
         import av
 
-        options = {"movflags": "+faststart"} if container in ("mp4", "mov") else {}
-        file: Any = av.open(str(path), "w", format=container, options=options)
+        piped = isinstance(target, _Outbox)
+        options = PIPE_OPTIONS if piped else {"movflags": "+faststart"} if container in ("mp4", "mov") else {}
+        file: Any = av.open(target if piped else str(target), "w", format=container, options=options)
         self.file = file
         self.file.flags |= av.container.Flags.bitexact.value  # no random ids, no version strings
         self.video: Any = None
@@ -284,7 +311,8 @@ class _MovieSink:
         self.rate, self.sample_rate, self.size = rate, sample_rate, size
         self.n_frames = self.n_samples = 0
         if size is not None:
-            self.video = self.file.add_stream(video, rate=rate, options=dict(VIDEO_OPTIONS[video]))
+            live = LIVE_OPTIONS if piped else {}
+            self.video = self.file.add_stream(video, rate=rate, options=VIDEO_OPTIONS[video] | live)
             self.even = video != "gif"
             self.video.height, self.video.width = (n + n % 2 if self.even else n for n in size)
             self.video.pix_fmt = "yuv420p" if self.even else "pal8"
@@ -340,6 +368,47 @@ class _MovieSink:
 
         with contextlib.suppress(Exception):  # the file is thrown away, whatever state it is in
             self.file.close()
+
+
+class _Outbox:
+    """What libav has made and nobody has sent yet; without a way to seek, libav never goes back."""
+
+    def __init__(self) -> None:
+        self.made = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self.made += data
+        return len(data)
+
+
+class _PipeSink(_MovieSink):
+    """A fragmented mp4 that is sent on after each step.
+
+    Sent from here, not from within libav, where an interrupt during a blocked write would be lost.
+    """
+
+    def __init__(self, stream: BinaryIO, rate: Fraction, size: tuple[int, int] | None, sample_rate: int | None) -> None:
+        self.stream, self.outbox = stream, _Outbox()
+        super().__init__(self.outbox, *MOVIE_FORMATS[".mp4"], rate, size, sample_rate)
+
+    def frames(self, frames: np.ndarray) -> None:
+        super().frames(frames)
+        self._send()
+
+    def samples(self, samples: np.ndarray) -> None:
+        super().samples(samples)
+        self._send()
+
+    def finish(self) -> None:
+        super().finish()
+        self._send()
+
+    def _send(self) -> None:
+        rest = memoryview(bytes(self.outbox.made))
+        self.outbox.made.clear()
+        while len(rest):
+            rest = rest[self.stream.write(rest) :]  # an unbuffered file may take only a part
+        self.stream.flush()
 
 
 def _palette_frame(pixels: np.ndarray) -> Any:

@@ -8,6 +8,7 @@ Prompts are dropped at random, which teaches the unguided half of classifier-fre
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lm import IGNORE_INDEX, LM, Vocabulary
 from tasks.model_folder import quietly
 from tasks.sequence import Layout, Sequence, TokenSample, build
 from tasks.table import TASKS
+from tasks.task import Task
 from tokenizers_av.text import TextTokenizer
 from train.optimizers import matrix_optimizers
 from train.tokens import TokenSet
@@ -29,21 +31,35 @@ class Mix:
     """A share of the steps for one kind of sequence."""
 
     task: str
-    weight: float
+    weight: float = 1.0
     sound: bool = False
-    batch: float = 1.0  # sequences per step, relative to silent videos: keeps the ids per step about equal
+
+    @property
+    def name(self) -> str:
+        audio = TASKS[self.task].output("audio")
+        return self.task + ("+sound" if self.sound and audio is not None and audio.optional else "")
 
 
 IMAGES_FIRST = 0.25  # share of the training in which IMAGE_SHARE of the steps are images
 IMAGE_SHARE = 0.9
-IMAGES = Mix("text_to_image", 1.0, batch=4)
-VIDEOS = (
-    Mix("text_to_video", 0.30),
-    Mix("text_to_video", 0.22, sound=True, batch=0.5),
-    Mix("video_to_audio", 0.28, sound=True, batch=0.5),
-    Mix("image_to_video", 0.08),
-    Mix("frame_prediction", 0.12),
-)
+IMAGES = Mix("text_to_image")
+
+
+def mixture(conditions: Collection[str]) -> tuple[Mix, ...]:
+    """What is trained besides images: the rows that have a share, of those with a condition only `conditions`.
+
+    Where sound is optional, half of the sequences have it.
+    """
+    found = []
+    for name, task in TASKS.items():
+        if not task.share or (task.condition is not None and name not in conditions):
+            continue
+        audio = task.output("audio")
+        if audio is not None and audio.optional:
+            found += [Mix(name, task.share / 2), Mix(name, task.share / 2, sound=True)]
+        else:
+            found.append(Mix(name, task.share, sound=audio is not None))
+    return tuple(found)
 
 
 @dataclass
@@ -73,9 +89,11 @@ def collate(sequences: list[Sequence], pad: int, task: str) -> Batch:
 class LMJob:
     """Fits an `LM` to token sets. Block matrices are updated by Muon, everything else by AdamW.
 
-    `batch_size` counts silent videos; `Mix.batch` scales it. With `images_first` a share of the training draws images
-    above all, as a model needs that starts from chance. A prompt is left out with probability `drop_text`, and
-    where the caption is empty. Metrics come from `held_out`, a set of clips that is never trained on.
+    `batch_size` counts silent videos; of longer sequences there are fewer in a step, of shorter ones more. Clips may be
+    longer than the model's: tasks that go on from what they are shown are trained on windows from anywhere in them,
+    as videos of any length need. With `images_first` a share of the training draws images above all, as a model needs
+    that starts from chance. A prompt is left out with probability `drop_text`, and where the caption is empty. Metrics
+    come from `held_out`, a set of clips that is never trained on.
     """
 
     name = "lm"
@@ -92,6 +110,9 @@ class LMJob:
         self.batch_size, self.seed, self.drop_text, self.images_first = batch_size, seed, drop_text, images_first
         self.vocab: Vocabulary = model.vocabulary
         self.block_size = model.config.block_size
+        self.videos = mixture(clips.conditions)
+        if clips.video.shape[1] < layout.latent_frames:
+            raise ValueError(f"clips of {clips.video.shape[1]} latent frames, need {layout.latent_frames}")
 
     @property
     def to_compile(self) -> list[LM]:
@@ -116,25 +137,51 @@ class LMJob:
         if kind < image_share:
             mix = IMAGES
         else:
-            mix = random.Random(f"{self.seed}/{step}/mix").choices(VIDEOS, [m.weight for m in VIDEOS])[0]
+            mix = random.Random(f"{self.seed}/{step}/mix").choices(self.videos, [m.weight for m in self.videos])[0]
         return self.sequences(mix, self.images if mix is IMAGES else self.clips, rng)
 
     def sequences(self, mix: Mix, tokens: TokenSet, rng: random.Random, n: int | None = None) -> Batch:
-        """A batch of one kind of sequence from `n` random items of `tokens` (default: what `mix` asks for)."""
+        """A batch of one kind of sequence from `n` random items of `tokens` (default: about equally many ids)."""
         task = TASKS[mix.task]
-        n_context = rng.choice([1, 2, 3, 3, 4])  # frame prediction; 3 latent frames (one second) is what extend uses
+        n_context = rng.choice([1, 2, 3, 3, 4])  # 3 latent frames, one second, is what long videos go on from
         n_context = min(n_context, self.layout.latent_frames - 1)
-        sequences = []
-        for _ in range(n or max(1, round(self.batch_size * mix.batch))):
+        sequences: list[Sequence] = []
+        while len(sequences) < (n or self._batch_size(sequences)):
             i = rng.randrange(len(tokens))
             words = None
             if task.input("text") is not None and rng.random() >= self.drop_text and tokens.captions[i].strip():
                 words = torch.tensor(self.text.encode(tokens.captions[i]), dtype=torch.long)
-            audio = tokens.audio[i].long() if tokens.audio is not None else None
-            sample = TokenSample(words, tokens.video[i].long(), audio)
+            sample = TokenSample(words, *self._window(task, tokens, i, rng))
             sequences.append(build(task, sample, self.vocab, self.layout, sound=mix.sound, n_context=n_context,
                                    block_size=self.block_size))  # fmt: skip
-        return collate(sequences, self.vocab.special("<pad>"), mix.task + ("+sound" if mix.sound else ""))
+        return collate(sequences, self.vocab.special("<pad>"), mix.name)
+
+    def _batch_size(self, sequences: list[Sequence]) -> int:
+        """How many sequences like the first have about as many ids of media as `batch_size` silent videos.
+
+        Prompts do not count, so that it is the same for all processes.
+        """
+        if not sequences:
+            return 1
+        ids = self.layout.latent_frames * self.layout.height * self.layout.width
+        length = sum(s.stop - s.start for s in sequences[0].segments if s.name != "text")
+        return max(1, round(self.batch_size * min(4.0, ids / length)))
+
+    def _window(self, task: Task, tokens: TokenSet, i: int, rng: random.Random) -> tuple[Tensor | None, ...]:
+        """Video, audio and condition of item i: its beginning, or a window from anywhere where the task allows it.
+
+        With sound, anywhere is where a latent frame and an audio column begin together.
+        """
+        layout, video, audio = self.layout, tokens.video[i].long(), None
+        first, column = 0, 0
+        if task.starts_anywhere:
+            columns = [k * layout.latent_columns for k in range(1 + len(video) - layout.latent_frames)]
+            first = rng.choice([k for k, c in enumerate(columns) if abs(c - round(c)) < 1e-6])
+            column = round(columns[first])
+        if tokens.audio is not None:
+            audio = tokens.audio[i, :, column : column + layout.audio_frames].long()
+        given = tokens.conditions[task.name][i].long() if task.condition is not None else None
+        return video[first : first + layout.latent_frames], audio, given
 
     def loss(self, model: nn.Module, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Mean loss over the targets of the batch, and the nats of each id range as "TASK/RANGE"."""
@@ -151,7 +198,7 @@ class LMJob:
         """Mean nats per id for each kind of sequence, on min(n, 32) of them from held-out clips."""
         n, rng = min(n, 32), random.Random(0)
         scores = {"n": float(n)}
-        for mix in (IMAGES, *VIDEOS):
+        for mix in (IMAGES, *self.videos):
             batch = self.sequences(mix, self.held_out, rng, n)
             scores |= {key: float(value) for key, value in self.loss(model, batch, 1.0)[1].items()}
         return scores

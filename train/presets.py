@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from train.audio_training import AudioTraining
@@ -25,6 +25,11 @@ class ChainPreset:
     n_test: int = 32
     batch_size: dict[str, int] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)  # config.json of the model folder
+
+    @property
+    def clip_spec(self) -> MediaSpec:
+        """Of the clips that the transformer learns from: twice as long as its own, to learn how clips go on."""
+        return replace(self.spec, n_frames=2 * self.spec.n_frames - 1)
 
 
 _SAMPLING = {

@@ -303,8 +303,8 @@ def train_lm(out: Path, options: Options, lm: LMOptions) -> dict[str, float]:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     processes = PartialState(cpu=device == "cpu")
     kept = lm.tokens or out.parent / "tokens"
-    found = training_tokens(kept, options.source, video.to(device), audio.to(device), spec,
-                            n_clips=chain.n_clips, n_images=chain.n_images, n_test=chain.n_test,
+    found = training_tokens(kept, options.source, video.to(device), audio.to(device), chain.clip_spec,
+                            n_window=spec.n_frames, n_clips=chain.n_clips, n_images=chain.n_images, n_test=chain.n_test,
                             rank=processes.process_index, world=processes.num_processes,
                             wait=processes.wait_for_everyone)  # fmt: skip
     job = LMJob(model, text, config.layout, found.clips, found.images, found.held_out,
@@ -324,6 +324,10 @@ def _lm_from(folder: Path, config: LMConfig) -> LM:
     with quietly():
         model = LM.from_pretrained(folder, dtype="float32")
     model.config.block_size = config.block_size
+    known = model.config.vocabulary["special"]
+    if config.vocabulary["special"][: len(known)] == known:  # new tasks take ids that were free
+        model.config.vocabulary = {**model.config.vocabulary, "special": config.vocabulary["special"]}
+        model.vocabulary = type(model.vocabulary).from_dict(model.config.vocabulary)
     wrong = [name for name, value in config.to_diff_dict().items() if getattr(model.config, name, None) != value]
     if wrong:
         raise InputError(f"--init {folder}: has another {', '.join(wrong)} than this preset and these tokenizers")

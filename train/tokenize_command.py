@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--n", type=int, metavar="N",
                         help=f"clips of the playground (default: {PLAYGROUND_CLIPS})")  # fmt: skip
-    parser.add_argument("--frames", type=int, metavar="N", help="frames of a window (default: those of the model)")
+    parser.add_argument("--frames", type=int, metavar="N",
+                        help="frames of a window (default: twice those of the model, less one)")  # fmt: skip
     parser.add_argument("--size", type=int, metavar="N", help="height and width (default: those of the model)")
     parser.add_argument("--fps", type=float, metavar="N", help="frames per second (default: those of the model, or 8)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="windows at once (default: 16)")
@@ -134,10 +135,10 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, list[Shard], list[tuple[s
         shards = cut(files)
         source = {"source": "files", "files": digest(files)}
     video, audio = open_tokenizers(folder)
-    spec = _spec(folder, args, video, audio)
+    spec, n_window = _spec(folder, args, video, audio)
     n_shards = {kind: sum(s.kind == kind for s in shards) for kind in ("clips", "images")}
-    origin = {"spec": asdict(spec), **source, "shards": n_shards, **fingerprints(video, audio)}
-    return Plan(media, folder, args.out, spec, origin, args.batch_size, str(device)), shards, unusable
+    origin = {"spec": asdict(spec), "n_window": n_window, **source, "shards": n_shards, **fingerprints(video, audio)}
+    return Plan(media, folder, args.out, spec, n_window, origin, args.batch_size, str(device)), shards, unusable
 
 
 def _tokenizer_folder(name: str) -> Path:
@@ -149,8 +150,14 @@ def _tokenizer_folder(name: str) -> Path:
     return find_model(name)
 
 
-def _spec(folder: Path, args: argparse.Namespace, video: VideoTokenizer, audio: AudioTokenizer) -> MediaSpec:
-    """Size and rate of the windows: as asked, else as the model's; raises InputError where they are impossible."""
+def _spec(
+    folder: Path, args: argparse.Namespace, video: VideoTokenizer, audio: AudioTokenizer
+) -> tuple[MediaSpec, int]:
+    """Length, size and rate of the windows: as asked, else after the model's, and the frames of the model's clips.
+
+    Windows are longer than those, so that a transformer can learn how clips go on. Raises InputError where they are
+    impossible.
+    """
     from tasks.errors import InputError
     from tasks.model_folder import CONFIG, read_config
     from train.data import MediaSpec
@@ -159,10 +166,11 @@ def _spec(folder: Path, args: argparse.Namespace, video: VideoTokenizer, audio: 
     if not (folder / CONFIG).is_file():
         if args.frames is None or args.size is None:
             raise InputError(f"{folder}: no {CONFIG} says how long and how large clips are; give --frames and --size")
-        n_frames, size = args.frames, args.size
+        n_window, n_frames, size = args.frames, args.frames, args.size
     else:
         config = read_config(folder)
-        n_frames, size, fps = config.layout.n_frames, config.size[0], config.layout.fps
+        n_window, size, fps = config.layout.n_frames, config.size[0], config.layout.fps
+        n_frames = 2 * n_window - 1
         if args.size is None and config.size[0] != config.size[1]:
             raise InputError(f"the frames of {folder} are not square; give --size")
     n_frames, size, fps = args.frames or n_frames, args.size or size, args.fps or fps
@@ -176,4 +184,4 @@ def _spec(folder: Path, args: argparse.Namespace, video: VideoTokenizer, audio: 
     if spec.n_samples < audio.hop_length:
         raise InputError(f"windows of {spec.seconds:.3g} s are too short for one column of audio ids; "
                          "give more --frames or a lower --fps")  # fmt: skip
-    return spec
+    return spec, min(n_window, n_frames)

@@ -24,9 +24,9 @@ from tokenizers_av.audio import AudioTokenizer
 from tokenizers_av.clip import ClipReader, MediaError
 from tokenizers_av.media_formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tokenizers_av.video import VideoTokenizer
-from train.data import MediaSpec, open_source
+from train.data import MediaBatch, MediaSpec, open_source
 from train.data.folder import FolderSource, find_media, to_audio, to_video
-from train.tokens import Window, encode, shard_path, source_windows, write_shard
+from train.tokens import Window, encode, encode_conditions, shard_path, source_windows, write_shard
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -64,6 +64,7 @@ class Plan:
     tokenizers: Path
     out: Path
     spec: MediaSpec
+    n_window: int  # frames of which the conditioning clips are made
     origin: dict[str, Any]
     batch_size: int
     device: str
@@ -136,7 +137,7 @@ class Maker:
     def _playground(self, shard: Shard, tell: Tell) -> Iterator[Window]:
         source = open_source("playground", device=self.device)
         spec, batch = self.plan.spec, self.plan.batch_size
-        for window in source_windows(source, self.video, self.audio, spec, shard.clips, batch):
+        for window in source_windows(source, self.video, self.audio, spec, self.plan.n_window, shard.clips, batch):
             yield window
             tell(1, 1, None)
 
@@ -173,9 +174,13 @@ class Maker:
         loud = [samples for _, _, _, samples in waiting if samples is not None]
         frames = torch.stack([frames for _, _, frames, _ in waiting])
         ids, heard = encode(frames, torch.stack(loud) if loud else None, self.video, self.audio)
+        spec = replace(self.plan.spec, n_frames=min(self.plan.n_window, frames.shape[2]))
+        seeds = [f"{name!a}/{start}" for name, start, _, _ in waiting]  # names need not be UTF-8
+        given = encode_conditions(MediaBatch(frames, None), spec, seeds, self.video, self.audio)
         sounds = iter(heard if heard is not None else ())
-        for (name, start, _, samples), video in zip(waiting, ids, strict=True):
-            yield Window(video, None if samples is None else next(sounds), folder.caption(name), name, start)
+        for k, (name, start, _, samples) in enumerate(waiting):
+            sound = None if samples is None else next(sounds)
+            yield Window(ids[k], sound, folder.caption(name), name, start, {n: c[k] for n, c in given.items()})
 
 
 def file_windows(path: Path, spec: MediaSpec) -> Iterator[tuple[float, float, Tensor, Tensor | None]]:

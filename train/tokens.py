@@ -13,8 +13,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ from torch import Tensor, nn
 from tokenizers_av.audio import AudioTokenizer
 from tokenizers_av.video import VideoTokenizer
 from train.checkpoint import CheckpointError
-from train.data import SPLITS, MediaSpec, Source
+from train.conditions import conditions
+from train.data import SPLITS, MediaBatch, MediaSpec, Source
 
 log = logging.getLogger(__name__)
 
 SHARD = 512  # items per file
+_CONDITION = "condition_"  # of the columns that hold conditioning clips
 TEST_ROWS = 20  # one row in 20 is held out where files are too few to hold some out
 
 
@@ -39,6 +41,7 @@ class TokenSet:
     video: Tensor  # (n, t, h, w) int32
     audio: Tensor | None  # (n, Q, F) int16 or int32; None for images
     captions: list[str]  # n, "" where there is none
+    conditions: dict[str, Tensor] = field(default_factory=dict)  # by task, (n, t, h, w) int32
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -60,22 +63,26 @@ class Window:
     caption: str = ""
     file_name: str = ""  # path inside the folder of media; "" for a source that has no files
     start: float = 0.0  # seconds from the start of the file
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)  # by task, (t, h, w) int32
 
 
 def training_tokens(
     folder: Path, source: Callable[[str], Source], video: VideoTokenizer, audio: AudioTokenizer, spec: MediaSpec, *,
-    n_clips: int, n_images: int, n_test: int, rank: int = 0, world: int = 1, wait: Callable[[], None] = lambda: None,
+    n_window: int, n_clips: int, n_images: int, n_test: int, rank: int = 0, world: int = 1,
+    wait: Callable[[], None] = lambda: None,
 ) -> TrainingTokens:  # fmt: skip
     """What the transformer is trained on: ids from `folder`, made first where they are missing.
 
+    Clips have spec.n_frames, and the model windows of n_window of them, of which the conditioning clips are made.
     A folder that `avpoet-train tokenize` made is read as it is, whatever its source; some of its files are held out.
     Any other gets the clips of `source(split)` in folder/train and folder/test. Process `rank` of `world` makes its
     share of the shards and calls `wait` until all have. Without pyarrow its share is made in memory and not kept.
-    Raises CheckpointError where the ids are those of other tokenizers or sizes, or no clip has sound.
+    Raises CheckpointError where the ids are those of other tokenizers or sizes, clips are too short, or none has sound.
     """
     if any(folder.glob("*.parquet")):
-        check_origin(folder, {"spec": asdict(spec), **fingerprints(video, audio)})
-        clips, held_out = load_split(folder)
+        made_for = {k: v for k, v in asdict(spec).items() if k != "n_frames"}
+        check_origin(folder, {"spec": made_for, **fingerprints(video, audio)})
+        clips, held_out = _for_windows(folder, n_window)
         if any(folder.glob("images-*.parquet")):
             images = load_tokens(folder, "images")
         else:  # the first frame of a clip is coded alone: its ids are those of an image
@@ -86,7 +93,7 @@ def training_tokens(
             print("pyarrow is not installed: the ids are made in memory and not kept", file=sys.stderr)
 
         def made(split: str, items: range, n_frames: int) -> TokenSet:
-            return collect(source(split), video, audio, replace(spec, n_frames=n_frames), items)
+            return collect(source(split), video, audio, replace(spec, n_frames=n_frames), n_window, items)
 
         return TrainingTokens(
             made("train", range(n_clips)[rank::world], spec.n_frames),
@@ -94,7 +101,7 @@ def training_tokens(
             made("test", range(n_test), spec.n_frames),
         )
     for split, clips_here, images_here in (("train", n_clips, n_images), ("test", n_test, 0)):
-        tokenize(source(split), video, audio, spec, folder / split, n_clips=clips_here, n_images=images_here,
+        tokenize(source(split), video, audio, spec, n_window, folder / split, n_clips=clips_here, n_images=images_here,
                  rank=rank, world=world)  # fmt: skip
     wait()
     return TrainingTokens(
@@ -104,8 +111,22 @@ def training_tokens(
     )
 
 
-def tokenize(source: Source, video: VideoTokenizer, audio: AudioTokenizer, spec: MediaSpec, folder: Path, *,
-             n_clips: int, n_images: int, batch_size: int = 32, rank: int = 0, world: int = 1) -> None:  # fmt: skip
+def _for_windows(folder: Path, n_window: int) -> tuple[TokenSet, TokenSet]:
+    """`load_split`, without conditioning clips unless they have n_window frames; raises CheckpointError."""
+    origin = read_notes(min(folder.glob("*.parquet")))[1]
+    if (n_frames := origin["spec"]["n_frames"]) < n_window:
+        raise CheckpointError(f"{folder}: its clips have {n_frames} frames, need {n_window} or more; "
+                              "tokenize the media again with more --frames")  # fmt: skip
+    clips, held_out = load_split(folder)
+    if origin.get("n_window") != n_window:
+        log.warning("%s: no conditioning clips of %d frames; tasks that need them are not trained", folder, n_window)
+        clips, held_out = replace(clips, conditions={}), replace(held_out, conditions={})
+    return clips, held_out
+
+
+def tokenize(source: Source, video: VideoTokenizer, audio: AudioTokenizer, spec: MediaSpec, n_window: int,
+             folder: Path, *, n_clips: int, n_images: int, batch_size: int = 32, rank: int = 0,
+             world: int = 1) -> None:  # fmt: skip
     """Write the ids of the first `n_clips` clips and of `n_images` further first frames to shards in `folder`.
 
     Shards that are there are kept; of the others every `world`-th is made, beginning with that of `rank`.
@@ -117,8 +138,9 @@ def tokenize(source: Source, video: VideoTokenizer, audio: AudioTokenizer, spec:
     n_items = {"clips": n_clips, "images": n_images}
     jobs = [(kind, first) for kind, n in n_items.items() for first in range(0, n, SHARD)]
     origin = {
-        "spec": asdict(spec), "n_clips": n_clips, "n_images": n_images, "source": _describe(source),
-        **fingerprints(video, audio), "shards": {kind: -(-n // SHARD) for kind, n in n_items.items()},
+        "spec": asdict(spec), "n_window": n_window, "n_clips": n_clips, "n_images": n_images,
+        "source": _describe(source), **fingerprints(video, audio),
+        "shards": {kind: -(-n // SHARD) for kind, n in n_items.items()},
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     check_origin(folder, origin)
@@ -128,10 +150,10 @@ def tokenize(source: Source, video: VideoTokenizer, audio: AudioTokenizer, spec:
             continue
         last = min(first + SHARD, n_items[kind])
         if kind == "clips":
-            windows = source_windows(source, video, audio, spec, range(first, last), batch_size)
+            windows = source_windows(source, video, audio, spec, n_window, range(first, last), batch_size)
         else:
             items = range(n_clips + first, n_clips + last)
-            windows = source_windows(source, video, audio, replace(spec, n_frames=1), items, batch_size)
+            windows = source_windows(source, video, audio, replace(spec, n_frames=1), n_window, items, batch_size)
         write_shard(path, windows, origin)
 
 
@@ -150,25 +172,38 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def collect(source: Source, video: VideoTokenizer, audio: AudioTokenizer, spec: MediaSpec, items: range, *,
-            batch_size: int = 32) -> TokenSet:  # fmt: skip
+def collect(source: Source, video: VideoTokenizer, audio: AudioTokenizer, spec: MediaSpec, n_window: int,
+            items: range, *, batch_size: int = 32) -> TokenSet:  # fmt: skip
     """The ids of the clips with numbers `items`, in memory; without sound where they are of one frame."""
-    windows = list(source_windows(source, video, audio, spec, items, batch_size))
+    windows = list(source_windows(source, video, audio, spec, n_window, items, batch_size))
     sound = [w.audio for w in windows if w.audio is not None]
     return TokenSet(
-        torch.stack([w.video for w in windows]), torch.stack(sound) if sound else None, [w.caption for w in windows]
-    )
+        torch.stack([w.video for w in windows]), torch.stack(sound) if sound else None, [w.caption for w in windows],
+        {name: torch.stack([w.conditions[name] for w in windows]) for name in windows[0].conditions},
+    )  # fmt: skip
 
 
-def source_windows(source: Source, video: VideoTokenizer, audio: AudioTokenizer, spec: MediaSpec, items: range,
-                   batch_size: int) -> Iterator[Window]:  # fmt: skip
-    """The ids of the clips with numbers `items`, one by one; without sound where they are of one frame."""
+def source_windows(source: Source, video: VideoTokenizer, audio: AudioTokenizer, spec: MediaSpec, n_window: int,
+                   items: range, batch_size: int) -> Iterator[Window]:  # fmt: skip
+    """The ids of the clips with numbers `items`, one by one; those of one frame without sound and conditions."""
+    seen = replace(spec, n_frames=min(n_window, spec.n_frames))
     for i in range(0, len(items), batch_size):
-        media = source.batch(items[i : i + batch_size], spec, audio=spec.n_frames > 1)
+        some = items[i : i + batch_size]
+        media = source.batch(some, spec, audio=spec.n_frames > 1)
         assert media.video is not None
         frames, sound = encode(media.video, media.audio, video, audio)
+        given = encode_conditions(media, seen, [str(k) for k in some], video, audio)
         for k, caption in enumerate(media.captions):
-            yield Window(frames[k], None if sound is None else sound[k], caption)
+            one = {name: ids[k] for name, ids in given.items()}
+            yield Window(frames[k], None if sound is None else sound[k], caption, conditions=one)
+
+
+def encode_conditions(clips: MediaBatch, spec: MediaSpec, seeds: Sequence[str], video: VideoTokenizer,
+                      audio: AudioTokenizer) -> dict[str, Tensor]:  # fmt: skip
+    """Ids (B, t, h, w) int32 of the conditioning clips of the first spec.n_frames of clips; none of single images."""
+    if spec.n_frames == 1:
+        return {}
+    return {name: encode(clip, None, video, audio)[0] for name, clip in conditions(clips, spec, seeds).items()}
 
 
 @torch.inference_mode()
@@ -233,6 +268,10 @@ def write_shard(path: Path, windows: Iterable[Window], origin: dict[str, Any],
         "audio": _lists([None if w.audio is None else w.audio.numpy() for w in rows], audio_type),
         "audio_shape": pa.array([None if w.audio is None else list(w.audio.shape) for w in rows], pa.list_(pa.int32())),
     }
+    for name in rows[0].conditions if rows else ():
+        given = [w.conditions[name] for w in rows]
+        columns[_CONDITION + name] = _lists([ids.numpy() for ids in given], pa.int32())
+        columns[_CONDITION + name + "_shape"] = pa.array([list(ids.shape) for ids in given], pa.list_(pa.int32()))
     table = pa.table(columns).replace_schema_metadata({"made_from": json.dumps(origin), "skipped": json.dumps(skipped)})
     fresh = path.with_name(path.name + ".new")
     pq.write_table(table, fresh, compression="zstd")
@@ -342,15 +381,17 @@ def _table(folder: Path, kind: str) -> Any:
                 tables.append(file.read())
             except (pa.ArrowException, OSError) as error:
                 raise CheckpointError(f"{path}: is damaged ({str(error).splitlines()[0]}); delete it") from None
-    table = pa.concat_tables(tables)
-    if not len(table):
+    tables = [table for table in tables if len(table)]  # without rows there are no columns of conditioning clips
+    if not tables:
         raise CheckpointError(f"{folder}: its shards of {kind} have no rows")
-    return table
+    return pa.concat_tables(tables)
 
 
 def _token_set(folder: Path, table: Any, sound: bool) -> TokenSet:
     audio = _stacked(folder, table, "audio", 2) if sound else None
-    return TokenSet(_stacked(folder, table, "video", 3), audio, table["caption"].to_pylist())
+    names = [c for c in table.column_names if c.startswith(_CONDITION) and not c.endswith("_shape")]
+    given = {c.removeprefix(_CONDITION): _stacked(folder, table, c, 3) for c in names}
+    return TokenSet(_stacked(folder, table, "video", 3), audio, table["caption"].to_pylist(), given)
 
 
 def _stacked(folder: Path, table: Any, name: str, n_dims: int) -> Tensor:

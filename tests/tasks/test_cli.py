@@ -118,6 +118,28 @@ def bad(*words: str) -> object:
         bad("extend", "{clip}", "--seconds", "0", "--out", "{tmp}/x.mp4"),
         bad("extend", "{tone}", "--seconds", "1", "--out", "{tmp}/x.mp4"),
         bad("extend", "{clip}", "--seconds", "1", "--prompt", "", "--out", "{tmp}/x.mp4"),
+        bad("extend", "{clip}", "--seconds", "1", "--prompt", "a", "--prompt", "b", "--out", "{tmp}/x.mp4"),
+        bad("extend", "{clip}", "--seconds", "4", "--prompt", "1: a", "--out", "{tmp}/x.mp4"),
+        bad("extend", "{clip}", "--seconds", "4", "--prompt", "0: a", "--prompt", "5: b", "--out", "{tmp}/x.mp4"),
+        bad("extend", "{clip}", "--seconds", "4", "--prompt", "0: a", "--prompt", "b", "--out", "{tmp}/x.mp4"),
+        bad("generate", "inpainting", "{clip}", "--out", "{tmp}/x.mp4"),
+        bad("generate", "inpainting", "{clip}", "--mask", "0,0,90,12", "--out", "{tmp}/x.mp4"),
+        bad("generate", "inpainting", "{clip}", "--mask", "{tmp}/none.png", "--out", "{tmp}/x.mp4"),
+        bad("generate", "inpainting", "{clip}", "--mask", "0,0,32,24", "--out", "{tmp}/x.mp4"),
+        bad("generate", "outpainting", "{clip}", "--out", "{tmp}/x.mp4"),
+        bad("generate", "outpainting", "{clip}", "--left", "-8", "--out", "{tmp}/x.mp4"),
+        bad("generate", "outpainting", "{clip}", "--left", "1.5", "--out", "{tmp}/x.mp4"),
+        bad("generate", "outpainting", "{clip}", "--left", "9999", "--out", "{tmp}/x.mp4"),
+        bad("generate", "outpainting", "{clip}", "--left", "8", "--mask", "1,1,2,2", "--out", "{tmp}/x.mp4"),
+        bad("generate", "stylization", RED, "{clip}", "--depth", "{tmp}", "--out", "{tmp}/x.mp4"),
+        bad("generate", "stylization", RED, "{clip}", "--keep-known", "--out", "{tmp}/x.mp4"),
+        bad("generate", "frame-interpolation", "{photo}", "--out", "{tmp}/x.mp4"),
+        bad("generate", "frame-interpolation", "{photo}", "--last", "{tone}", "--out", "{tmp}/x.mp4"),
+        bad("generate", "frame-interpolation", "{clip}", "--last", "{clip}", "--seconds", "4", "--out", "{tmp}/x.mp4"),
+        bad("generate", "audio-to-video", "{silent}", "--out", "{tmp}/x.mp4"),
+        bad("generate", "audio-video-continuation", "{silent}", "--out", "{tmp}/x.mp4"),
+        bad("generate", "text-to-audio", RED, "--out", "{tmp}/x.png"),
+        bad("generate", "text-to-audio", RED, "--out", "{tmp}/x.gif"),
         bad("reconstruct", "{tmp}/none.mp4", "--out", "{tmp}/x.mp4"),
         bad("reconstruct", "{tone}", "--out", "{tmp}/x.png"),
         bad("reconstruct", "{tone}", "--out", "{tmp}/x.wav", "--side-by-side"),
@@ -181,22 +203,34 @@ GOOD = {
     "image-to-video": (["{photo}", "--prompt", RED], "x.mp4"),
     "frame-prediction": (["{clip}", "--no-sound"], "x.gif"),
     "video-to-audio": (["{clip}"], "x.wav"),
+    "text-to-audio": ([RED, "--seconds", "2.5"], "x.wav"),
+    "audio-to-video": (["{tone}", "--seconds", "1.5"], "x.mp4"),
+    "audio-video-continuation": (["{clip}"], "x.mp4"),
+    "frame-interpolation": (["{photo}", "--last", "{clip}"], "x.mp4"),
+    "inpainting": (["{clip}", "--mask", "4,4,16,12", "--keep-known"], "x.mp4"),
+    "outpainting": (["{clip}", "--left", "8", "--bottom", "6", "--prompt", RED], "x.mp4"),
+    "stylization": ([RED, "{clip}", "--seconds", "1"], "x.mp4"),
 }
 
 
 @pytest.mark.parametrize("task", [t.command for t in TASKS.values()])
-def test_generate_writes_what_was_asked_for(task, debug_model, clip_file, photo, tmp_path, capsys):
+def test_generate_writes_what_was_asked_for(task, debug_model, clip_file, photo, tone, tmp_path, capsys):
     words, name = GOOD[task]
     out = tmp_path / name
-    words = [w.format(clip=clip_file, photo=photo) for w in words]
+    words = [w.format(clip=clip_file, photo=photo, tone=tone) for w in words]
     assert main(["generate", task, *words, "--out", str(out), "--model", str(debug_model), "--seed", "2"]) == 0
     shown = capsys.readouterr()
     assert shown.out == f"{out}\n"
     assert "seed = 2" in shown.err and "device = 'cpu'" in shown.err
     made = read_clip(out)
-    seconds = {"text-to-image": 1 / 8, "text-to-video": 1.5, "video-to-audio": 2.2}.get(task, 9 / 8)
+    seconds = {
+        "text-to-image": 1 / 8, "text-to-video": 1.5, "video-to-audio": 2.2, "text-to-audio": 2.5,
+        "audio-to-video": 1.5, "inpainting": 2.2, "outpainting": 2.2, "stylization": 1,
+    }.get(task, 9 / 8)  # fmt: skip
     assert abs(made.seconds - seconds) < 0.07
-    assert (made.samples is not None) == (task not in ("text-to-image", "frame-prediction"))
+    row = TASKS[task.replace("-", "_")]
+    silent = "--no-sound" in words or out.suffix == ".gif" or not (row.output("audio") or row.input("audio"))
+    assert (made.samples is None) == silent
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -215,7 +249,7 @@ SOUND = ["sound seconds", "sound kbit/s", "sound mel distance", "sound SI-SDR", 
 def test_extend_and_reconstruct_write_their_files(debug_model, clip_file, tone, photo, tmp_path, capsys):
     model = ["--model", str(debug_model)]
     long, pair, sound, image = (tmp_path / n for n in ("long.mp4", "pair.mp4", "tone.wav", "photo.png"))
-    words = ["extend", str(clip_file), "--seconds", "1", "--prompt", "a", "--prompt", "b", "--out", str(long)]
+    words = ["extend", str(clip_file), "--seconds", "1", "--prompt", "0: a", "--prompt", "0:0.5: b", "--out", str(long)]
     assert main([*words, *model]) == 0
     assert read_clip(long).n_frames == 18 + 8
     assert main(["reconstruct", str(clip_file), "--out", str(pair), "--side-by-side", *model]) == 0

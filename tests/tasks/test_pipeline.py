@@ -13,16 +13,19 @@ import torch
 
 from lm import LM
 from tasks import TASKS, AVPoet, InputError
+from tasks.cli import default_out
 from tasks.codec import Codec, to_network
 from tasks.long_video import steps
 from tasks.reconstruct import Distance, Reconstruction, reconstructed
 from tasks.source import Source
-from tasks.stream import join
+from tasks.stream import even_size, join
 from tokenizers_av.clip import Clip, MediaError, read_clip
 
 
 def inputs_of(task, clip) -> dict:
-    return {b.argument: {"prompt": "a red ball"}.get(b.argument, clip) for b in task.inputs}
+    arguments = {"mask": (4, 4, 16, 12), "last": clip, "left": 8}
+    given = {b.argument: {"prompt": "a red ball"}.get(b.argument, clip) for b in task.inputs}
+    return given | {a.name: arguments[a.name] for a in task.arguments if a.name in arguments}
 
 
 def same(a: Clip, b: Clip) -> bool:
@@ -33,17 +36,26 @@ def same(a: Clip, b: Clip) -> bool:
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
 def test_each_task_makes_a_playable_file(task, poet, clip, tmp_path):
     made = poet.generate(task.name, **inputs_of(task, clip))
-    path = tmp_path / ("x.png" if task.is_image else "x.mp4")
+    path = tmp_path / default_out(task).replace("out", "x")
     made.save(path)
     read = read_clip(path)
     if task.is_image:
         assert read.frames.shape == (1, 16, 16, 3)
     elif task.output("video"):
-        assert read.frames.shape == (9, 16, 16, 3) and read.fps == 8
-        assert len(made.samples) == 18000 and abs(len(read.samples) - 18000) <= 1
-    else:  # sound for a clip keeps the clip
+        n_frames = 9 if task.argument_of_length is None else 18  # of 2.2 seconds
+        size = (16, 16)
+        if task.condition is not None:  # in the proportions of the clip, or of what is painted round it
+            size = even_size((24, 40) if task.name == "outpainting" else (24, 32), (16, 16))
+        assert read.frames.shape == (n_frames, *size, 3) and read.fps == 8
+        if task.output("audio") or task.input("audio"):
+            assert len(made.samples) == n_frames * 2000 and abs(len(read.samples) - n_frames * 2000) <= 1
+        else:
+            assert made.samples is None
+    elif task.input("video"):  # sound for a clip keeps the clip
         assert torch.equal(made.frames, clip.frames) and made.fps == clip.fps
         assert len(made.samples) == 35200
+    else:
+        assert made.frames is None and len(read.samples) == 18000
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
@@ -60,7 +72,7 @@ def test_each_task_has_its_own_method(task, poet, clip):
     method = getattr(poet, task.name)
     assert method.__doc__
     known = inspect.signature(method).parameters
-    assert {b.argument for b in task.inputs} <= set(known)
+    assert {b.argument for b in task.inputs} | {a.name for a in task.arguments} <= set(known)
     assert same(method(**inputs_of(task, clip)), poet.generate(task.name, **inputs_of(task, clip)))
 
 
@@ -106,9 +118,9 @@ def test_the_context_is_the_end_of_the_video(poet, clip):
 def test_extend_adds_exactly_the_seconds(poet, clip, clip_file, seconds, tmp_path):
     n = 18 + round(seconds * 8)  # 2.2 s are 17.6 frames of an eighth
     for media in (clip_file, clip):
-        longer = poet.extend(media, seconds, ["a red ball", "a cube"])
+        longer = poet.extend(media, seconds, ["a red ball", "a cube"][: math.ceil(seconds)])
         assert longer.n_frames == n and len(longer.samples) == n * 2000
-    poet.extend(clip, seconds, ["a red ball", "a cube"], out=tmp_path / "long.mp4")
+    poet.extend(clip, seconds, ["a red ball", "a cube"][: math.ceil(seconds)], out=tmp_path / "long.mp4")
     written = read_clip(tmp_path / "long.mp4")
     assert written.n_frames == n and abs(len(written.samples) - n * 2000) <= 1
     grey, wanted = (x.frames.float().mean(-1) for x in (written, longer))  # video files keep less of colour
@@ -133,7 +145,7 @@ def test_extend_holds_a_bounded_number_of_frames(poet, clip):
 def test_windows_use_what_past_there_is(poet):
     layout = poet.config.layout
     assert [(s.n_context, s.n_new) for s in steps(layout, 1, 10)] == [(1, 8), (2, 2)]
-    assert [(s.n_context, s.n_new) for s in steps(layout, 4, 3)] == [(1, 3)]
+    assert [(s.n_context, s.n_new) for s in steps(layout, 2, 3)] == [(2, 3)]
     assert sum(s.n_new for s in steps(layout, 9, 101)) == 101
 
 
@@ -354,3 +366,22 @@ def test_device_and_dtype_are_checked(debug_model):
         AVPoet.from_pretrained(debug_model, device="warp")
     with pytest.raises(InputError, match="dtype 'int3'"):
         AVPoet.from_pretrained(debug_model, dtype="int3")
+
+
+def test_lists_give_lists_each_as_alone(poet, clip):
+    prompts = ["a red ball", "a blue cube that slides to the right", "a green star"]
+    made = poet.text_to_video(prompts, seed=3, temperature=2.0)
+    assert len(made) == 3
+    for i, (prompt, one) in enumerate(zip(prompts, made)):
+        assert same(one, poet.text_to_video(prompt, seed=3 + i, temperature=2.0))
+    again, first = poet.generate("unconditional", seed=[7, 3], sound=False)
+    assert same(again, poet.unconditional(seed=7, sound=False)) and not same(again, first)
+    pictures = poet.image_to_video([clip, Clip(clip.frames.flip(2), 8.0)], "a red ball", seed=[1, 1])
+    assert same(pictures[0], poet.image_to_video(clip, "a red ball", seed=1)) and not same(*pictures)
+    future = poet.audio_video_continuation([clip, clip])
+    assert same(future[1], poet.audio_video_continuation(clip, seed=1))
+    painted = poet.inpainting([clip, clip], mask=[(4, 4, 16, 12), (0, 0, 16, 12)], seconds=1, seed=[0, 0])
+    assert same(painted[1], poet.inpainting(clip, mask=(0, 0, 16, 12), seconds=1))
+    with pytest.raises(InputError, match="prompt has 2, seed has 3"):
+        poet.text_to_video(["a", "b"], seed=[1, 2, 3])
+    assert poet.text_to_video([]) == []

@@ -26,7 +26,7 @@ from tasks import (
 
 LEVELS = (16, 24)
 VOCAB = Vocabulary.build(SPECIAL_TOKENS, 64, LEVELS, 40)
-LAYOUT = Layout(latent_frames=4, height=2, width=3, audio_frames=7, n_codebooks=2)
+LAYOUT = Layout(latent_frames=4, height=2, width=3, audio_frames=7, n_codebooks=2, audio_rate=4)
 CASES = list(product(TASKS.values(), (True, False), (True, False), ("level", "time"), (1, 3)))
 
 
@@ -36,6 +36,7 @@ def sample(*, text: bool = True) -> TokenSample:
         torch.randint(0, 40, (5,), generator=g) if text else None,
         torch.randint(0, 64, (4, 2, 3), generator=g),
         torch.stack([torch.randint(0, n, (7,), generator=g) for n in LEVELS]),
+        torch.randint(0, 64, (4, 2, 3), generator=g),
     )
 
 
@@ -63,11 +64,14 @@ def test_split_undoes_build(task, sound, text, order, n_context):
         assert torch.equal(y.text, x.text)
     else:
         assert y.text is None
-    assert torch.equal(y.video, x.video[:1] if task.is_image else x.video)
+    if y.video is not None:
+        assert torch.equal(y.video, x.video[:1] if task.is_image else x.video)
     if y.audio is not None:
         assert torch.equal(y.audio, x.audio)
-    has_audio = any(b.kind == "audio" and (sound or not b.optional) for b in task.outputs)
-    assert (y.audio is not None) == has_audio
+    blocks = [*task.inputs, *task.outputs]
+    assert (y.video is not None) == any(b.kind == "video" and not b.condition for b in blocks)
+    assert (y.audio is not None) == any(b.kind == "audio" and (sound or not b.optional) for b in blocks)
+    assert y.condition is None if task.condition is None else torch.equal(y.condition, x.condition)
 
 
 @pytest.mark.parametrize(("task", "sound", "text", "order", "n_context"), CASES)

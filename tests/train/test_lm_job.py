@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,18 +15,23 @@ from tasks import SPECIAL_TOKENS, Layout
 from tasks.sequence import TokenSample, build
 from tasks.table import TASKS
 from tokenizers_av.text import TextTokenizer
-from train.lm import IMAGES, IMAGES_FIRST, VIDEOS, Batch, LMJob, Mix, collate
+from train.lm import IMAGES, IMAGES_FIRST, Batch, LMJob, Mix, collate, mixture
 from train.tokens import TokenSet
 
-LAYOUT = Layout(latent_frames=3, height=2, width=2, audio_frames=6, n_codebooks=2)
+LAYOUT = Layout(latent_frames=3, height=2, width=2, audio_frames=6, n_codebooks=2, audio_rate=6.0)
+CONDITIONED = [name for name, task in TASKS.items() if task.condition is not None]
+VIDEOS = mixture(CONDITIONED)
 CAPTIONS = ["a red ball", "a blue cube slides to the left", "two green discs collide", "a red cube"]
 
 
 def tokens(n: int, *, image: bool = False) -> TokenSet:
     g = torch.Generator().manual_seed(n)
     video = torch.randint(0, 256, (n, 1 if image else 3, 2, 2), generator=g, dtype=torch.int32)
-    audio = None if image else torch.randint(0, 16, (n, 2, 6), generator=g, dtype=torch.int16)
-    return TokenSet(video, audio, [CAPTIONS[i % 4] for i in range(n)])
+    captions = [CAPTIONS[i % 4] for i in range(n)]
+    if image:
+        return TokenSet(video, None, captions)
+    audio = torch.randint(0, 16, (n, 2, 6), generator=g, dtype=torch.int16)
+    return TokenSet(video, audio, captions, {name: torch.full_like(video, k) for k, name in enumerate(CONDITIONED)})
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +41,16 @@ def job() -> LMJob:
     torch.manual_seed(0)
     model = LM(lm_config("debug", vocabulary))
     return LMJob(model, text, LAYOUT, tokens(8), tokens(9, image=True), tokens(5), batch_size=4, drop_text=0.3)
+
+
+def with_clips(job: LMJob, clips: TokenSet, layout: Layout = LAYOUT) -> LMJob:
+    return LMJob(job.model, job.text, layout, clips, job.images, clips, batch_size=4, drop_text=0.3)
+
+
+def local(job: LMJob, ids: torch.Tensor, name: str) -> list[int]:
+    """Those of a sequence that are of one range, counted from its start."""
+    place = job.vocab[name]
+    return [int(i) - place.start for i in ids if place.start <= i < place.stop]
 
 
 def has_text(job: LMJob, batch: Batch) -> torch.Tensor:
@@ -83,19 +100,93 @@ def test_a_batch_is_a_function_of_seed_step_and_rank(job: LMJob) -> None:
     assert [seeded.batch(s, 0, 1, 0.5).task for s in range(20)] != [job.batch(s, 0, 1, 0.5).task for s in range(20)]
 
 
-def test_all_sequences_of_a_batch_are_of_one_kind(job: LMJob) -> None:
+@pytest.mark.parametrize("mix", [IMAGES, *VIDEOS], ids=lambda m: m.name)
+def test_all_sequences_of_a_batch_are_of_one_kind_and_as_many_as_make_equal_work(mix: Mix, job: LMJob) -> None:
     special = {name: job.vocab.special(name) for name in ("<bov_i>", "<boa_o>", "<task_audio>", "<task_video>")}
-    sizes = {m.task + ("+sound" if m.sound else ""): max(1, round(4 * m.batch)) for m in (IMAGES, *VIDEOS)}
-    seen = set()
-    for step in range(60):
-        batch = job.batch(step, 0, 1, 0.5)
-        seen.add(batch.task)
-        assert len(batch.ids) == sizes[batch.task]
+    first, text = job.vocab["visual"].start, job.vocab["text"].start
+    tokens = job.images if mix is IMAGES else job.clips
+    for seed in range(4):
+        batch = job.sequences(mix, tokens, random.Random(seed))
+        assert batch.task == mix.name
         for name, id_ in special.items():
-            assert (batch.ids == id_).any(1).unique().numel() == 1, (batch.task, name)
-        counts = (batch.labels != IGNORE_INDEX).sum(1)
-        assert counts.unique().numel() == 1, (batch.task, counts)
-    assert seen == set(sizes)
+            assert (batch.ids == id_).any(1).unique().numel() == 1, name
+        assert (batch.labels != IGNORE_INDEX).sum(1).unique().numel() == 1
+        media = ((batch.ids >= first) & (batch.ids < text)).sum(1)
+        silent = LAYOUT.latent_frames * LAYOUT.height * LAYOUT.width  # ids of a silent video
+        assert len(batch.ids) == min(4 * 4, round(4 * silent / int(media[0])))
+
+
+def test_the_mixture_is_that_of_the_table() -> None:
+    for conditions in ((), CONDITIONED[:1], CONDITIONED):
+        shares: Counter[str] = Counter()
+        for mix in mixture(conditions):
+            shares[mix.task] += mix.weight
+        assert shares == pytest.approx({
+            name: task.share for name, task in TASKS.items()
+            if task.share and (task.condition is None or name in conditions)
+        })  # fmt: skip
+    sounds = {(m.task, m.sound): m.weight for m in VIDEOS}
+    assert sounds["text_to_video", False] == sounds["text_to_video", True] == TASKS["text_to_video"].share / 2
+    assert ("video_to_audio", False) not in sounds and ("inpainting", True) not in sounds
+    assert len({m.name for m in VIDEOS}) == len(VIDEOS)
+
+
+def test_steps_are_dealt_out_by_share(job: LMJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LMJob, "sequences", lambda self, mix, tokens, rng: mix)
+    n, total = 4000, sum(mix.weight for mix in VIDEOS)
+    drawn = Counter(mix for step in range(n) if (mix := job.batch(step, 0, 1, 0.5)) is not IMAGES)
+    for mix in VIDEOS:
+        expected = n * 0.9 * mix.weight / total
+        assert abs(drawn[mix] - expected) < 4 * expected**0.5, mix.name
+
+
+def test_clips_without_conditions_train_the_rest(job: LMJob) -> None:
+    older = with_clips(job, replace(job.clips, conditions={}))
+    kinds = {mix.name for mix in VIDEOS if mix.task not in CONDITIONED}
+    assert {mix.name for mix in older.videos} == kinds
+    assert {older.batch(step, 0, 1, 1.0).task for step in range(40)} <= kinds | {IMAGES.name}
+    assert {key.split("/")[0] for key in older.evaluate(job.model, 2) if "/" in key} == kinds | {IMAGES.name}
+
+
+@pytest.mark.parametrize("name", CONDITIONED)
+def test_a_condition_is_that_of_the_clip_itself(name: str, job: LMJob) -> None:
+    """Clip i holds i everywhere, its condition 20 k + i, where k is the number of the task."""
+    numbers = torch.arange(8, dtype=torch.int32).view(-1, 1, 1, 1).expand(8, 3, 2, 2)
+    given = {other: numbers + 20 * k for k, other in enumerate(CONDITIONED)}
+    clips = TokenSet(numbers, job.clips.audio, job.clips.captions, given)
+    batch = with_clips(job, clips).sequences(Mix(name), clips, random.Random(0), 6)
+    for ids, prefix_len in zip(batch.ids, batch.prefix_len, strict=True):
+        shown, made = (local(job, part, "visual") for part in (ids[:prefix_len], ids[prefix_len:]))
+        assert len(made) == 12 and set(made) <= set(range(8))
+        assert shown == [i + 20 * CONDITIONED.index(name) for i in made]
+    assert len({tuple(ids.tolist()) for ids in batch.ids}) > 1
+
+
+@pytest.mark.parametrize("fps, starts", [(8.0, {0, 1, 2, 3}), (12.0, {0, 3}), (7.7, {0})], ids=lambda v: f"{v}")
+def test_windows_from_anywhere_pair_a_video_with_its_own_sound(fps: float, starts: set[int], job: LMJob) -> None:
+    """Latent frame t holds t, audio column c holds c % 16 and c // 16; a frame lasts 25 columns, 50 / 3, or 25.97."""
+    layout = replace(LAYOUT, fps=fps, audio_rate=50.0, audio_frames=int(9 / fps * 50))
+    video = torch.arange(6).view(1, -1, 1, 1).expand(4, -1, 2, 2)  # twice as long as the model's
+    columns = torch.arange(int(21 / fps * 50))
+    clips = TokenSet(video, torch.stack([columns % 16, columns // 16]).expand(4, -1, -1), CAPTIONS)
+    longer = with_clips(job, clips, layout)
+    seen: dict[str, set[int]] = {}
+    for mix in mixture(()):
+        for ids in longer.sequences(mix, clips, random.Random(0), 24).ids:
+            frames = local(job, ids, "visual")
+            first = frames[0] if frames else 0
+            assert frames == [t for t in range(first, first + 3) for _ in range(4)] or mix.task == "text_to_audio"
+            heard = [a + 16 * b for a, b in zip(local(job, ids, "audio_0"), local(job, ids, "audio_1"), strict=True)]
+            begin = round(first * 200 / fps)
+            assert heard == list(range(begin, begin + layout.audio_frames)) or not (mix.sound or heard), mix.name
+            seen.setdefault(mix.task, set()).add(first)
+    from_anywhere = {"frame_prediction", "audio_video_continuation", "video_to_audio"}
+    assert seen == {task: starts if task in from_anywhere else {0} for task in seen} and from_anywhere < seen.keys()
+
+
+def test_clips_must_be_as_long_as_the_model(job: LMJob) -> None:
+    with pytest.raises(ValueError, match="clips of 3 latent frames, need 4"):
+        with_clips(job, job.clips, replace(LAYOUT, latent_frames=4))
 
 
 def test_text_is_dropped_as_often_as_asked_and_where_it_is_empty(job: LMJob) -> None:
@@ -118,11 +209,11 @@ def test_images_come_first_and_videos_after(job: LMJob, monkeypatch: pytest.Monk
     assert share(IMAGES_FIRST) < 0.25 and 0 < share(1.0) < 0.25
 
 
-@pytest.mark.parametrize("mix", [IMAGES, *VIDEOS], ids=lambda m: m.task + ("+sound" if m.sound else ""))
+@pytest.mark.parametrize("mix", [IMAGES, *VIDEOS], ids=lambda m: m.name)
 def test_the_loss_is_logged_for_each_range(mix: Mix, job: LMJob) -> None:
     batch = job.sequences(mix, job.held_out, random.Random(0), 2)
     total, logged = job.loss(job.model, batch, 1.0)
-    visual = [] if mix.task == "video_to_audio" else ["visual"]
+    visual = ["visual"] if TASKS[mix.task].output("video") else []
     ranges = [*visual, *(["audio_0", "audio_1"] if mix.sound else [])]
     assert set(logged) == {f"{batch.task}/{name}" for name in ranges}
     assert total.requires_grad and all(0 < float(v) < 12 for v in logged.values())
@@ -131,7 +222,7 @@ def test_the_loss_is_logged_for_each_range(mix: Mix, job: LMJob) -> None:
 def test_evaluation_covers_every_kind_and_is_repeatable(job: LMJob, tmp_path: Path) -> None:
     first, again = job.evaluate(job.model, 3), job.evaluate(job.model, 3)
     assert first == again and first["n"] == 3
-    kinds = {m.task + ("+sound" if m.sound else "") for m in (IMAGES, *VIDEOS)}
+    kinds = {mix.name for mix in (IMAGES, *VIDEOS)}
     assert {key.split("/")[0] for key in first if "/" in key} == kinds
     job.sample(job.model, tmp_path, 5)
     assert "text_to_video/visual" in (tmp_path / "0000005.tsv").read_text()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from train.data import MediaSpec, Source, open_source
-from train.data.playground import Playground, Scene, Thing, all_captions, depth, flow, masks, physics
+from train.data.playground import Playground, Scene, Thing, all_captions, depth, flow, flow_since, masks, physics
 from train.data.playground import captions as words
 from train.data.playground import scene as world
 from train.data.playground.physics import FLOOR, Body, Path
@@ -283,6 +283,20 @@ def test_flow_carries_masks_from_frame_to_frame():
         inside = ((there >= 0) & (there < 64)).all(1)
         hit = mask[t + 1][there[inside, 1], there[inside, 0]].float().mean()
         assert hit > 0.93, f"frame {t}: {hit}"
+
+
+@pytest.mark.parametrize("camera", ["pan left", "zoom in"])
+def test_flow_since_the_frame_before_leads_back_to_it(camera):
+    scene = made("roll", "right", "cross", "large", camera=camera)
+    spec = MediaSpec(fps=24.0, n_frames=9)
+    mask, came = masks(scene, spec)[0], flow_since(scene, spec)
+    assert came.shape == (9, 64, 64, 2) and not came[0].any()
+    for t in range(1, 9):
+        for wanted in (mask, ~mask):  # the object, and the ground that the camera moves
+            y, x = torch.nonzero(wanted[t], as_tuple=True)
+            before = (torch.stack([x, y], 1) + 0.5 - came[t, y, x]).floor().long()
+            inside = ((before >= 0) & (before < 64)).all(1)
+            assert wanted[t - 1][before[inside, 1], before[inside, 0]].float().mean() > 0.93
 
 
 def test_depth_and_hiding(scenes):

@@ -55,10 +55,11 @@ class SplitJob(LMJob):
         torch.manual_seed(0)
         video, audio = torch.randint(0, 256, (8, 3, 2, 2)), torch.randint(0, 16, (8, 2, 6))
         clips, images = TokenSet(video, audio, CAPTIONS * 2), TokenSet(video[:, :1], None, CAPTIONS * 2)
-        layout = Layout(latent_frames=3, height=2, width=2, audio_frames=6, n_codebooks=2)
+        layout = Layout(latent_frames=3, height=2, width=2, audio_frames=6, n_codebooks=2, audio_rate=6.0)
         super().__init__(model, text, layout, clips, images, clips, batch_size=4, drop_text=0.0)
         self.stop_at, self.nan_at, self.spoil = stop_at, nan_at, spoil
         self.losses: list[float] = []
+        self.kinds: list[str] = []
         self.grad_norms: list[float] = []
         self.in_use: list[torch.optim.Optimizer] = []
 
@@ -80,9 +81,13 @@ class SplitJob(LMJob):
         loss, metrics = super().loss(model, batch, progress)
         if torch.is_grad_enabled():
             self.losses.append(float(loss.detach()))
+            self.kinds.append(batch.task)
             if len(self.losses) - 1 == self.nan_at:
                 loss = loss * float("nan")
         return loss, metrics
+
+    def sample(self, model: nn.Module, folder: Path, step: int) -> None:
+        """Nothing, to save time: `evaluate` runs the same model."""
 
     def notices(self, step: int, metrics: dict[str, float]) -> list[str]:
         self.grad_norms.append(metrics["grad_norm"])
@@ -176,7 +181,8 @@ def mean(found: list[dict[str, Any]], name: str) -> list[float]:
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_have_the_losses_of_one(runs, kind: str) -> None:
     _, one, found = runs
-    assert len(one.losses) == STEPS and one.losses[-1] < one.losses[0] - 0.1
+    alike = [loss for loss, task in zip(one.losses, one.kinds, strict=True) if task == one.kinds[0]]
+    assert len(one.losses) == STEPS and alike[-1] < alike[0] - 0.1
     assert found[0][kind] != found[1][kind]  # each has its own sequences
     assert mean(found, kind) == pytest.approx(one.losses, abs=TOLERANCE)
 

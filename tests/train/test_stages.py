@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lm import LM, Vocabulary, lm_config
-from tasks import SPECIAL_TOKENS, AVPoet
+from lm import LM, LMConfig, Vocabulary, lm_config
+from tasks import SPECIAL_TOKENS, AVPoet, InputError
+from tasks.table import TASKS
 from tokenizers_av.audio import AudioTokenizer, audio_tokenizer_config
 from tokenizers_av.text import TextTokenizer
 from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
 from train.cli import main, parser
 from train.data import open_source
 from train.presets import CHAINS
-from train.stages import start_from_bits
+from train.stages import _lm_from, start_from_bits
 from train.tokens import load_tokens
 
 CHAIN = ["all", "--preset", "debug", "--steps", "2", "--device", "cpu"]
@@ -49,7 +50,7 @@ def test_finished_stages_are_not_done_again(trained: Path, capsys: pytest.Captur
 def test_ids_on_disk_are_those_of_the_clips(trained: Path) -> None:
     tokens = load_tokens(trained / "tokens/train", "clips")
     chain = CHAINS["debug"]
-    media = open_source("playground").batch([3], chain.spec)
+    media = open_source("playground").batch([3], chain.clip_spec)
     poet = AVPoet.from_pretrained(trained, device="cpu")
     with torch.autocast("cpu", torch.bfloat16):
         ids = poet.codec.video.encode(media.video)[0]
@@ -57,6 +58,10 @@ def test_ids_on_disk_are_those_of_the_clips(trained: Path) -> None:
     assert (tokens.video[3] == ids).float().mean() > 0.95  # bfloat16 sums differ a little with the batch
     assert (tokens.audio[3] == heard).float().mean() > 0.95
     assert tokens.captions[3] == media.captions[0] and len(tokens) == chain.n_clips
+    assert tokens.video.shape == (24, 3, 2, 2)  # clips of 9 frames for a model of 5
+    assert {name: ids.shape for name, ids in tokens.conditions.items()} == {
+        name: (24, 2, 2, 2) for name, task in TASKS.items() if task.condition is not None
+    }
 
 
 def test_export_is_smaller_and_opens(trained: Path, tmp_path: Path) -> None:
@@ -83,6 +88,26 @@ def test_visual_embeddings_start_alike_where_bits_agree() -> None:
     opposite = torch.cosine_similarity(rows, rows.flip(0)).mean()  # every bit differs
     assert alike > 0.25 and opposite < -0.25, (alike, opposite)
     assert rows.std().item() == pytest.approx(before, rel=0.15)
+
+
+def test_a_transformer_goes_on_with_tasks_that_it_did_not_know(tmp_path: Path) -> None:
+    def config(special: tuple[str, ...]) -> LMConfig:
+        return lm_config("debug", Vocabulary.build(special, 256, [16, 16], 300))
+
+    torch.manual_seed(0)
+    before = LM(config(SPECIAL_TOKENS[:-2]))
+    before.save_pretrained(tmp_path / "old")
+    model = _lm_from(tmp_path / "old", config(SPECIAL_TOKENS))
+    weights = model.state_dict()
+    assert weights.keys() == before.state_dict().keys()
+    assert all(torch.equal(weights[name], weight) for name, weight in before.state_dict().items())
+    model.save_pretrained(tmp_path / "new")
+    for known in (model, LM.from_pretrained(tmp_path / "new")):
+        assert known.vocabulary == Vocabulary.build(SPECIAL_TOKENS, 256, [16, 16], 300)
+        assert known.vocabulary.special(SPECIAL_TOKENS[-1]) == len(SPECIAL_TOKENS) - 1
+    for special in (SPECIAL_TOKENS[:-3], ("<pad>", *SPECIAL_TOKENS[2:])):  # fewer than it knows, and in another order
+        with pytest.raises(InputError, match="has another vocabulary than this preset"):
+            _lm_from(tmp_path / "old", config(special))
 
 
 @pytest.mark.parametrize(

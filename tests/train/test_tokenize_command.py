@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from tasks import AVPoet, InputError
+from tasks.table import TASKS
 from tokenizers_av.clip import Clip, MediaError, read_clip
 from train import tokenize_shards
 from train.checkpoint import CheckpointError
@@ -26,6 +28,7 @@ pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 
 SPEC = MediaSpec(n_frames=5, size=16, sample_rate=16000)
 FPS = 8.0
+CONDITIONED = [name for name, task in TASKS.items() if task.condition is not None]
 
 
 def save(path: Path, n_frames: int, sound: bool = True, seed: int = 0) -> None:
@@ -57,10 +60,10 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenize(tmp_path: Path, debug_model: Path):
     """Run the command, by default into tmp_path/tokens in windows of 5 frames; returns its exit code."""
 
-    def call(data: object, *more: str, out: Path = tmp_path / "tokens") -> int:
+    def call(data: object, *more: str, out: Path = tmp_path / "tokens", frames: int | None = 5) -> int:
         parser = argparse.ArgumentParser()
         add_arguments(parser)
-        sizes = [] if "--frames" in more else ["--frames", "5"]
+        sizes = [] if frames is None else ["--frames", str(frames)]  # what `more` says counts more
         words = [str(data), "--tokenizers", str(debug_model), "--out", str(out), "--device", "cpu", *sizes, *more]
         return run(parser.parse_args(words))
 
@@ -106,6 +109,32 @@ def test_every_window_of_every_readable_file(media: Path, tmp_path: Path, tokeni
             assert row["audio_shape"] == [2, 31]
 
 
+def test_windows_are_longer_than_the_models_clips_and_conditions_as_long(
+    media: Path, tmp_path: Path, tokenize, debug_model: Path, capsys
+) -> None:
+    """The model's clips have 9 frames, windows 17, and all files less: they are held on their last frame."""
+    assert tokenize(media, "--batch-size", "2", frames=None) == 0
+    assert json.loads(capsys.readouterr().err.splitlines()[0])["n_frames"] == 17
+    clips, (image,) = rows(tmp_path / "tokens"), rows(tmp_path / "tokens", "images")
+    assert [(row["file_name"], row["start"]) for row in clips] == [
+        ("a.mp4", 0.0), ("deep/b.mp4", 0.0), ("silent.mp4", 0.0)
+    ]  # fmt: skip
+    codec = AVPoet.from_pretrained(debug_model, device="cpu", dtype="float32").codec
+    for row in clips:
+        clip = read_clip(media / row["file_name"], fps=FPS, size=16)
+        assert clip.frames is not None and clip.n_frames < 17
+        with torch.autocast("cpu", torch.bfloat16):
+            ids = codec.video.encode(to_video(clip, replace(SPEC, n_frames=17))[None]).flatten()
+        assert row["video_shape"] == [5, 2, 2] and row["audio_shape"] in ([2, 106], None)
+        assert (torch.tensor(row["video"]) == ids).float().mean() > 0.9
+        # the first latent frame is coded alone, and of this condition it is that of the clip
+        between, first = torch.tensor(row["condition_frame_interpolation"]), torch.tensor(row["video"])[:4]
+        assert (between[:4] == first).float().mean() > 0.7
+        for name in CONDITIONED:
+            assert row[f"condition_{name}_shape"] == [3, 2, 2] and len(row[f"condition_{name}"]) == 12
+    assert not any("condition" in name for name in image)
+
+
 def test_what_is_there_is_not_made_again(media: Path, tmp_path: Path, tokenize, capsys) -> None:
     def listing() -> dict[str, tuple[int, bytes]]:
         files = sorted((tmp_path / "tokens").iterdir())
@@ -119,8 +148,8 @@ def test_what_is_there_is_not_made_again(media: Path, tmp_path: Path, tokenize, 
     assert {name for name in before if before[name][0] != after[name][0]} == {"clips-00001.parquet"}
     assert {name: content for name, (_, content) in before.items()} == {n: content for n, (_, content) in after.items()}
     assert json.loads(first) | {"seconds": 0} == json.loads(again) | {"seconds": 0}
-    with pytest.raises(CheckpointError, match=r"another spec.n_frames \(5 there, 9 now\); choose"):
-        tokenize(media, "--frames", "9")
+    with pytest.raises(CheckpointError, match=r"n_window \(5 .*, spec.n_frames \(5 there, 9 now\); choose"):
+        tokenize(media, frames=9)
     save(media / "new.mp4", 5)
     try:
         with pytest.raises(CheckpointError, match="another files"):

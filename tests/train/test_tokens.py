@@ -12,6 +12,7 @@ from tokenizers_av.audio import AudioTokenizer, audio_tokenizer_config
 from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
 from train import tokens
 from train.checkpoint import CheckpointError
+from train.conditions import conditions
 from train.data import MediaBatch, MediaSpec
 from train.tokens import (
     TokenSet,
@@ -30,7 +31,8 @@ from train.tokens import (
 
 pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 
-SPEC = MediaSpec(n_frames=5, size=16)
+SPEC = MediaSpec(n_frames=9, size=16)
+N_WINDOW = 5
 ORIGIN = {"audio_dtype": "int16", "shards": {"clips": 1, "images": 0}}
 
 
@@ -78,7 +80,7 @@ def no_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(folder: Path, tokenizers, source: NoiseSource | None = None, **change) -> NoiseSource:
     source = source or NoiseSource()
     values = {"n_clips": 6, "n_images": 5, "batch_size": 2, "spec": SPEC, **change}
-    tokenize(source, *tokenizers, values.pop("spec"), folder, **values)
+    tokenize(source, *tokenizers, values.pop("spec"), N_WINDOW, folder, **values)
     return source
 
 
@@ -86,8 +88,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def windows(n: int, *, sound=lambda i: True, files: int = 1, shape=(2, 1, 1)) -> list[Window]:
-    """Window i holds the video ids i, i + 1000, ... and the audio id -i."""
+def windows(n: int, *, sound=lambda i: True, files: int = 1, shape=(2, 1, 1), given=()) -> list[Window]:
+    """Window i holds the video ids i, i + 1000, ..., the audio id -i, and i + 2000 k in the condition of task k."""
     return [
         Window(
             torch.full(shape, i, dtype=torch.int32) + 1000 * torch.arange(shape[0], dtype=torch.int32).view(-1, 1, 1),
@@ -95,6 +97,7 @@ def windows(n: int, *, sound=lambda i: True, files: int = 1, shape=(2, 1, 1)) ->
             f"clip {i}",
             f"file {i % files}",
             i / 2,
+            {name: torch.full((1, 2, 1), i + 2000 * k, dtype=torch.int32) for k, name in enumerate(given, start=1)},
         )
         for i in range(n)
     ]
@@ -102,7 +105,9 @@ def windows(n: int, *, sound=lambda i: True, files: int = 1, shape=(2, 1, 1)) ->
 
 def same(a: TokenSet, b: TokenSet) -> bool:
     sound = a.audio is b.audio or (a.audio is not None and b.audio is not None and torch.equal(a.audio, b.audio))
-    return torch.equal(a.video, b.video) and sound and a.captions == b.captions
+    given = a.conditions.keys() == b.conditions.keys()
+    given = given and all(torch.equal(a.conditions[name], b.conditions[name]) for name in a.conditions)
+    return torch.equal(a.video, b.video) and sound and given and a.captions == b.captions
 
 
 def test_shards_hold_the_ids_of_the_clips_in_order(tmp_path: Path, tokenizers) -> None:
@@ -110,20 +115,29 @@ def test_shards_hold_the_ids_of_the_clips_in_order(tmp_path: Path, tokenizers) -
     assert source.read == list(range(11))  # images are further clips, not those of the videos
     clips, images = load_tokens(tmp_path, "clips"), load_tokens(tmp_path, "images")
     assert clips.captions == [f"clip {i}" for i in range(6)] and images.captions == [f"clip {i}" for i in range(6, 11)]
-    assert clips.video.shape == (6, 2, 2, 2) and images.video.shape == (5, 1, 2, 2) and images.audio is None
+    assert clips.video.shape == (6, 3, 2, 2) and images.video.shape == (5, 1, 2, 2) and images.audio is None
+    media = NoiseSource().batch([4, 5], SPEC)
+    given = conditions(media, replace(SPEC, n_frames=N_WINDOW), ["4", "5"])
     with torch.autocast("cpu", torch.bfloat16):
-        ids = tokenizers[0].encode(NoiseSource().batch([4, 5], SPEC).video)
-        heard = tokenizers[1].encode(NoiseSource().batch([4, 5], SPEC).audio)
+        ids = tokenizers[0].encode(media.video)
+        heard = tokenizers[1].encode(media.audio)
+        shown = {name: tokenizers[0].encode(clip) for name, clip in given.items()}
     assert torch.equal(clips.video[4:].long(), ids)
     assert clips.audio is not None
     assert torch.equal(clips.audio[4:].long(), heard)
     assert (clips.video.dtype, clips.audio.dtype) == (torch.int32, torch.int16)
+    assert clips.conditions.keys() == shown.keys() and not images.conditions
+    for name, ids in shown.items():
+        assert torch.equal(clips.conditions[name][4:].long(), ids) and ids.shape == (2, 2, 2, 2)
+        assert clips.conditions[name].dtype == torch.int32
 
 
 def test_a_set_in_memory_is_the_one_on_disk(tmp_path: Path, tokenizers) -> None:
     make(tmp_path, tokenizers)
-    assert same(collect(NoiseSource(), *tokenizers, SPEC, range(6), batch_size=2), load_tokens(tmp_path, "clips"))
-    images = collect(NoiseSource(), *tokenizers, replace(SPEC, n_frames=1), range(6, 11), batch_size=2)
+    assert same(
+        collect(NoiseSource(), *tokenizers, SPEC, N_WINDOW, range(6), batch_size=2), load_tokens(tmp_path, "clips")
+    )
+    images = collect(NoiseSource(), *tokenizers, replace(SPEC, n_frames=1), N_WINDOW, range(6, 11), batch_size=2)
     assert same(images, load_tokens(tmp_path, "images"))
 
 
@@ -171,6 +185,20 @@ def test_ids_of_another_origin_are_refused(tmp_path: Path, tokenizers) -> None:
     other.load_state_dict(video.state_dict())
     assert fingerprint(other) == fingerprint(video)
     assert make(tmp_path, (other, audio)).read == []
+
+
+def test_conditioning_clips_come_back_beside_their_clips(tmp_path: Path) -> None:
+    origin = {**ORIGIN, "shards": {"clips": 4}}
+    rows = windows(40, sound=lambda i: i % 4, given=("inpainting", "a_task"))
+    for number, part in enumerate(([], rows[:25], rows[25:], [])):  # no file of a shard may have been readable
+        write_shard(shard_path(tmp_path, "clips", number), part, origin)
+    every = load_tokens(tmp_path, "clips")
+    for clips in (every, *load_split(tmp_path)):
+        numbers = clips.video[:, 0, 0, 0]
+        assert clips.conditions.keys() == {"inpainting", "a_task"} and len(numbers) > 1
+        for k, name in enumerate(("inpainting", "a_task"), start=1):
+            assert torch.equal(clips.conditions[name], (numbers + 2000 * k).view(-1, 1, 1, 1).expand(-1, 1, 2, 1))
+    assert len(every) == 40
 
 
 def test_what_a_shard_lacks_is_said(tmp_path: Path) -> None:
@@ -229,19 +257,20 @@ def test_a_row_says_where_it_comes_from(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("default")
 def test_datasets_reads_the_shards(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    write_shard(shard_path(tmp_path, "clips", 0), windows(3, sound=bool), ORIGIN)
-    write_shard(shard_path(tmp_path, "clips", 1), windows(3), ORIGIN)
+    write_shard(shard_path(tmp_path, "clips", 0), windows(3, sound=bool, given=("inpainting",)), ORIGIN)
+    write_shard(shard_path(tmp_path, "clips", 1), windows(3, given=("inpainting",)), ORIGIN)
     rows = datasets.load_dataset("parquet", data_files=f"{tmp_path}/clips-*.parquet", split="train",
                                  cache_dir=str(tmp_path / "cache"))  # fmt: skip
     assert rows["caption"][:] == ["clip 0", "clip 1", "clip 2"] * 2
     assert torch.tensor(rows[2]["video"]).view(rows[2]["video_shape"]).shape == (2, 1, 1)
     assert rows[0]["audio"] is None and rows[3]["audio"] == [0] * 6
+    assert rows[5]["condition_inpainting"] == [2002, 2002] and rows[5]["condition_inpainting_shape"] == [1, 2, 1]
 
 
 def test_training_tokens_from_a_source_on_disk_and_in_memory(
     tmp_path: Path, tokenizers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    counts, waits = {"n_clips": 6, "n_images": 5, "n_test": 2}, []
+    counts, waits = {"n_window": N_WINDOW, "n_clips": 6, "n_images": 5, "n_test": 2}, []
     disk = training_tokens(tmp_path, NoiseSource, *tokenizers, SPEC, **counts, wait=lambda: waits.append(1))
     assert waits == [1] and len(disk.clips) == 6 and len(disk.images) == 5 and len(disk.held_out) == 2
     assert disk.images.video.shape[1] == 1
@@ -256,14 +285,16 @@ def test_training_tokens_from_a_source_on_disk_and_in_memory(
     assert not capsys.readouterr().err
 
 
+def unwanted(split: str) -> NoiseSource:
+    raise AssertionError("the source is not needed")
+
+
 def test_training_tokens_from_a_folder_of_media(tmp_path: Path, tokenizers) -> None:
-    def unwanted(split: str) -> NoiseSource:
-        raise AssertionError("the source is not needed")
-
     def load(spec: MediaSpec = SPEC):
-        return training_tokens(tmp_path, unwanted, *tokenizers, spec, n_clips=9, n_images=9, n_test=9)
+        return training_tokens(tmp_path, unwanted, *tokenizers, spec, n_window=5, n_clips=9, n_images=9, n_test=9)
 
-    origin = {"spec": vars(SPEC), **fingerprints(*tokenizers), "shards": {"clips": 1, "images": 1}}
+    made_for = {"spec": {**vars(SPEC), "n_frames": 13}, "n_window": 5}  # clips may be of any length
+    origin = {**made_for, **fingerprints(*tokenizers), "shards": {"clips": 1, "images": 1}}
     write_shard(shard_path(tmp_path, "clips", 0), windows(40, sound=lambda i: i > 9, files=40), origin)
     got = load()
     assert len(got.clips) + len(got.held_out) == 30 and not set(got.clips.captions) & set(got.held_out.captions)
@@ -276,3 +307,25 @@ def test_training_tokens_from_a_folder_of_media(tmp_path: Path, tokenizers) -> N
     write_shard(shard_path(tmp_path, "images", 0), stills, {**origin, "video_tokenizer": "other"})
     with pytest.raises(CheckpointError, match="another video_tokenizer"):
         load()
+
+
+def test_conditioning_clips_of_another_length_are_left_out(
+    tmp_path: Path, tokenizers, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(n_window: int):
+        return training_tokens(
+            tmp_path, unwanted, *tokenizers, SPEC, n_window=n_window, n_clips=9, n_images=9, n_test=9
+        )
+
+    origin = {"spec": vars(SPEC), "n_window": 5, **fingerprints(*tokenizers), "shards": {"clips": 1}}
+    path, told = shard_path(tmp_path, "clips", 0), "no conditioning clips of 9 frames; tasks that need them"
+    write_shard(path, windows(40, given=("inpainting",)), origin)
+    kept = load(5)
+    assert kept.clips.conditions.keys() == kept.held_out.conditions.keys() == {"inpainting"} and not caplog.records
+    left = load(9)
+    assert not left.clips.conditions and not left.held_out.conditions and told in caplog.text
+    caplog.clear()
+    write_shard(path, windows(40), {name: value for name, value in origin.items() if name != "n_window"})
+    assert not load(9).clips.conditions and told in caplog.text  # as folders were before there were any
+    with pytest.raises(CheckpointError, match="its clips have 9 frames, need 13 or more; tokenize the media again"):
+        load(13)

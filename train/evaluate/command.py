@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite", default="playground", choices=SUITES, help="what to measure on (default: playground)"
     )
     parser.add_argument("--n", type=int, default=100, help="clips for each part (default: 100)")
-    parser.add_argument("--only", metavar="PART,...", help="reconstruction, sound_reconstruction, "
-                        "text_to_video, video_to_audio, image_to_video, frame_prediction (default: all)")  # fmt: skip
+    parser.add_argument("--only", metavar="PART,...", help="reconstruction, sound_reconstruction, long_video, or tasks "
+                        "such as text_to_video (default: all of these)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the clips and of the drawing of ids (default: 0)")
     parser.add_argument("--batch-size", type=int, default=16, help="clips made at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")

@@ -55,30 +55,37 @@ def to_unit(frames: Tensor) -> Tensor:
     return frames.permute(0, 4, 1, 2, 3).float() / 255
 
 
-def generate(
+def to_network(frames: Tensor) -> Tensor:
+    """(B, T, H, W, 3) uint8 -> (B, 3, T, H, W) float in [-1, 1]."""
+    return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def draw(
     poet: AVPoet,
     task_name: str,
     *,
     captions: Sequence[str | None],
     video: Tensor | None = None,
+    audio: Tensor | None = None,
+    condition: Tensor | None = None,
     seeds: Sequence[int],
     sound: bool = True,
     n_context: int = 1,
     tick: Callable[[int], None] = lambda n: None,
-) -> Media:
-    """Answer a task for B clips with the model's own sampling settings.
+) -> tuple[Tensor | None, Tensor | None]:
+    """Answer a task for B clips with the model's own sampling settings: ids (B, t, h, w) and (B, Q, F), on the CPU.
 
-    captions: B prompts, used where the task takes text. video: ids (B, t, h, w) of whole clips, of which the task
-    reads its inputs. `tick` is called with the number of ids drawn, at each step.
+    captions: B prompts, used where the task takes text. video, audio: ids (B, t, h, w) and (B, Q, F) of whole clips,
+    of which the task reads its inputs; what the answer continues is put in front of it. condition: ids (B, t, h, w) of
+    conditioning clips. `tick` is called with the number of ids drawn, at each step.
     """
     task, g = get_task(task_name), poet.generator
-    places, segments = plan(
-        task, g.vocab, g.layout, sound=sound, n_context=n_context, block_size=g.engine.block_size
-    )
+    places, segments = plan(task, g.vocab, g.layout, sound=sound, n_context=n_context, block_size=g.engine.block_size)
     samples = []
     for b, caption in enumerate(captions):
         text = poet.codec.encode_text(caption) if caption is not None and task.input("text") else None
-        samples.append(TokenSample(text=text, video=None if video is None else video[b]))
+        media = (None if ids is None else ids[b] for ids in (video, audio, condition))
+        samples.append(TokenSample(text, *media))
     scale = g.defaults.guidance_scale if any(s.text is not None for s in samples) else 1.0
     conditional = [prefix(task, s, g.vocab, g.layout, n_context) for s in samples]
     without = [prefix(task, replace(s, text=None), g.vocab, g.layout, n_context) for s in samples] if scale != 1 else []
@@ -95,11 +102,34 @@ def generate(
         drawn.append(ids)
         tick(ids.numel())
     parts = split(torch.cat(drawn, 1).cpu(), segments, g.vocab)
-    made = parts.get("video")
-    block = task.output("video")
-    if made is not None and block is not None and video is not None:
-        made = torch.cat([video[:, : block.frames(g.layout.latent_frames, n_context)[0]], made], dim=1)
-    return decode(poet, made, parts.get("audio"))
+    first = {block.kind: block.frames(g.layout.latent_frames, n_context)[0] for block in task.outputs}
+    made, heard = parts.get("video"), parts.get("audio")
+    if made is not None and video is not None and first["video"]:
+        made = torch.cat([video[:, : first["video"]], made], dim=1)
+    if heard is not None and audio is not None and first["audio"]:
+        heard = torch.cat([audio[..., : g.layout.columns(first["audio"])], heard], dim=2)
+    return made, heard
+
+
+def generate(
+    poet: AVPoet,
+    task_name: str,
+    *,
+    captions: Sequence[str | None],
+    video: Tensor | None = None,
+    audio: Tensor | None = None,
+    condition: Tensor | None = None,
+    seeds: Sequence[int],
+    sound: bool = True,
+    n_context: int = 1,
+    tick: Callable[[int], None] = lambda n: None,
+) -> Media:
+    """What `draw` answers, decoded."""
+    ids = draw(
+        poet, task_name, captions=captions, video=video, audio=audio, condition=condition, seeds=seeds, sound=sound,
+        n_context=n_context, tick=tick,
+    )  # fmt: skip
+    return decode(poet, *ids)
 
 
 def n_steps(poet: AVPoet, task_name: str, *, sound: bool = True, n_context: int = 1) -> int:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from train.data.playground import Impact, Scene
+from train.data.playground.scene import MATERIALS
 from train.data.playground.sound import PITCH, TIMBRES
+from train.evaluate.prompts import tells_material, tells_size
 
 WINDOW = 0.25  # seconds after an impact that are listened to, and in which nothing else is hit
 BEFORE = 0.15  # seconds before an impact in which nothing else is hit
@@ -24,6 +26,7 @@ CLEARER = 10 ** (12 / 20)  # how many times as loud as these an impact must be
 LOUD = 0.02  # root mean square of an impact that is asked for
 LOWEST, HIGHEST = 60.0, 4000.0  # hertz
 QUIET = 0.001  # root mean square below which there is no pitch
+IN_TUNE = 0.5  # semitones
 N_FFT = 1 << 16  # bins of a quarter hertz at 16 kHz
 
 
@@ -55,6 +58,15 @@ def true_pitch(scene: Scene, impact: Impact) -> float:
     return PITCH[thing.size] * TIMBRES[thing.material].ratios[0]
 
 
+def asked_pitches(scene: Scene) -> tuple[float, ...]:
+    """Hertz of the lowest partials that the caption of a scene of one object allows; none where it tells no size."""
+    thing = scene.objects[0]
+    if not tells_size(scene):
+        return ()
+    materials = (thing.material,) if tells_material(scene) else MATERIALS
+    return tuple(sorted({PITCH[thing.size] * TIMBRES[material].ratios[0] for material in materials}))
+
+
 def isolated(scene: Scene, sound: Tensor, sample_rate: int) -> list[Impact]:
     """The impacts whose pitch can be told in the scene's own sound (N,): near no other, loud, nothing else ringing."""
     seconds = len(sound) / sample_rate
@@ -74,7 +86,7 @@ def _stands_out(sound: Tensor, sample_rate: int, time: float) -> bool:
     return after >= max(LOUD, CLEARER * before)
 
 
-def share_in_tune(found: Sequence[float], true: Sequence[float], tolerance: float = 0.5) -> float:
+def share_in_tune(found: Sequence[float], true: Sequence[float], tolerance: float = IN_TUNE) -> float:
     """Share of the pitches in hertz that are within `tolerance` semitones; one that was not found is not."""
     near = [abs(semitones(f, t)) <= tolerance for f, t in zip(found, true, strict=True)]
     return sum(near) / len(near) if near else math.nan

@@ -1,36 +1,41 @@
-"""The playground suite: what a model reconstructs, makes from prompts, and sounds, measured in a world that is known.
+"""The playground suite: what a model reconstructs, makes in every task, and sounds, measured in a world that is known.
 
 Every generated figure stands beside the same reading of the true clips (what the detectors can tell), of their
 reconstructions by the model's own tokenizers (what the ids can hold) and of a baseline that ignores its input.
 All clips are of the test split. Batches never change what is made, but for the rounding of floating-point sums.
 """
-# Shapes: B clips, T frames, H W height and width, N samples
+# Shapes: n B clips, T frames, H W height and width, N samples, t h w latent sizes, Q audio levels, F audio columns
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from tasks.errors import InputError
+from tasks.long_video import next_row
+from tasks.table import TASKS
 from train.data.playground import Playground, Scene
 from train.data.source import MediaSpec
 from train.evaluate import generation
+from train.evaluate.clips import Clips
+from train.evaluate.conditioned import frame_interpolation, inpainting, outpainting, stylization
+from train.evaluate.continued import audio_video_continuation, frame_prediction, image_to_video
 from train.evaluate.detectors import Seen, look
-from train.evaluate.onsets import agreement
-from train.evaluate.prompts import ASKED, judge, share, shuffled
-from train.evaluate.report import Report, Row, mean
-from train.evaluate.sound import mismatched, onset_rows, onsets, sound_reconstruction, video_to_audio
-from train.evaluate.tokenizer_metrics import CodeUse, psnr, ssim
+from train.evaluate.drift import long_video
+from train.evaluate.onsets import find_onsets
+from train.evaluate.prompted import text_to_image, text_to_video, unconditional
+from train.evaluate.reconstruction import reconstruction, sound_reconstruction
+from train.evaluate.report import Report, Row
+from train.evaluate.sound import audio_to_video, text_to_audio, video_to_audio
 
 if TYPE_CHECKING:
     from tasks.pipeline import AVPoet
-
-N_CONTEXT = 2  # latent frames given to frame_prediction
 
 
 @dataclass
@@ -65,6 +70,27 @@ class Suite:
         self.spec = MediaSpec(layout.n_frames, height, layout.fps, self.poet.codec.sample_rate)
         self.world = Playground("test", seed=self.seed)
 
+    @cached_property
+    def clips(self) -> Clips:
+        """What most tasks are measured on: one object each, plain style, still camera."""
+        return Clips(self, self.world.evaluation_scenes(self.n), "true clips")
+
+    @cached_property
+    def all_kinds(self) -> Clips:
+        """Clips as in training: of all styles, cameras and numbers of objects."""
+        return Clips(self, [self.world.scene(i) for i in range(self.n)], "true clips of all kinds")
+
+    @cached_property
+    def striking(self) -> Clips:
+        """The same with clips only in which something is hit, early enough to be heard."""
+        scenes: list[Scene] = []
+        block = 2 * self.n
+        while len(scenes) < self.n:  # about two in three scenes have an impact
+            some = self.world.evaluation_scenes(block)
+            scenes = [scene for scene in some if scene.impacts(self.spec.seconds - 0.05)][: self.n]
+            block *= 2
+        return Clips(self, scenes, "true clips with impacts")
+
     @property
     def frame(self) -> float:
         """Seconds of one video frame."""
@@ -84,11 +110,57 @@ class Suite:
         """A seed for each clip, the same whatever the batch."""
         return [(self.seed * 1_000_003 + salt) * 1_000_003 + i for i in range(part.start, part.stop)]
 
-    def keep(self, name: str, scenes: Sequence[Scene], made: Tensor, true: Tensor) -> None:
-        """Remember the first clips of a part as pictures."""
-        free = self.pictures - sum(s.part == name for s in self.shown)
-        for scene, frames, original in list(zip(scenes, made, true))[: max(0, free)]:
-            self.shown.append(Shown(name, scene.caption, frames, original))
+    def make(
+        self,
+        name: str,
+        salt: int,
+        captions: Sequence[str | None],
+        *,
+        video: Tensor | None = None,
+        audio: Tensor | None = None,
+        condition: Tensor | None = None,
+        sound: bool = True,
+        n_context: int = 1,
+    ) -> generation.Media:
+        """Answers of a task to as many inputs as there are captions, see `generation.generate`; `salt` sets the seeds
+        of one part apart from those of the others."""
+        frames, samples = [], []
+        work = generation.n_steps(self.poet, name, sound=sound, n_context=n_context)
+        for part, tick in self.batches(len(captions), name, work):
+            ids = {"video": video, "audio": audio, "condition": condition}
+            made = generation.generate(
+                self.poet, name, captions=captions[part], seeds=self.seeds(part, salt), sound=sound,
+                n_context=n_context, tick=tick, **{key: None if x is None else x[part] for key, x in ids.items()},
+            )  # fmt: skip
+            frames += [] if made.video is None else [made.video]
+            samples += [] if made.audio is None else [made.audio]
+        return generation.Media(torch.cat(frames) if frames else None, torch.cat(samples) if samples else None)
+
+    def encode_video(self, frames: Tensor, what: str) -> Tensor:
+        """Ids (B, t, h, w) of frames (B, T, H, W, 3) uint8."""
+        found = []
+        for part, _ in self.batches(len(frames), f"{what}, coded"):
+            ids = generation.encode(self.poet, generation.to_network(frames[part]), None)[0]
+            assert ids is not None
+            found.append(ids)
+        return torch.cat(found)
+
+    def read(self, frames: Tensor, what: str) -> list[Seen]:
+        """What each of the clips (B, T, H, W, 3) uint8 shows; the masks, which are large, are not kept."""
+        found = []
+        for part, _ in self.batches(len(frames), f"{what}, read"):
+            seen = [look(clip, self.spec.fps) for clip in frames[part]]
+            found += [replace(one, track=replace(one.track, mask=one.track.mask[:0])) for one in seen]
+        return found
+
+    def listen(self, audio: Tensor) -> list[Tensor]:
+        """Seconds (K,) of the onsets of each of the sounds (B, N)."""
+        return [find_onsets(samples, self.spec.sample_rate) for samples in audio]
+
+    def keep(self, name: str, captions: Sequence[str], made: Tensor, true: Tensor | None = None) -> None:
+        """Remember the first clips (B, T, H, W, 3) of a part as pictures."""
+        for i in range(min(len(made), max(0, self.pictures - sum(s.part == name for s in self.shown)))):
+            self.shown.append(Shown(name, captions[i], made[i], None if true is None else true[i]))
 
 
 def playground_suite(
@@ -103,11 +175,13 @@ def playground_suite(
 ) -> tuple[Report, list[Shown]]:
     """Run the parts named in `only` (None: all of PARTS) on n clips each.
 
-    pictures: generated clips of each part to give back for looking at. Raises InputError for unknown parts or sizes.
+    pictures: generated clips of each part to give back for looking at. Raises InputError for unknown parts or sizes,
+    and for tasks that the model was not trained for.
     """
     names = list(PARTS) if only is None else list(only)
     if unknown := [name for name in names if name not in PARTS]:
         raise InputError(f"unknown part {unknown[0]!r}, expected some of {', '.join(PARTS)}")
+    _check_tasks(poet, names)
     suite = Suite(poet, n, seed, batch, progress, pictures)
     report = Report(conditions={"suite": "playground", "split": "test", "n": n, "seed": seed})
     for name in names:
@@ -115,135 +189,28 @@ def playground_suite(
     return report, suite.shown
 
 
-# --- tokenizers ----------------------------------------------------------------------------------------------------
-
-
-def reconstruction(suite: Suite) -> list[Row]:
-    """The video tokenizer on the playground as it is trained on: all styles, cameras and numbers of objects."""
-    poet, n, name = suite.poet, suite.n, "reconstruction"
-    codes = CodeUse.of_size(poet.codec.video.codebook_size)
-    values: dict[str, list[float]] = {key: [] for key in ("psnr", "ssim")}
-    for part, _ in suite.batches(n, name):
-        clips = suite.world.batch(range(part.start, part.stop), suite.spec, audio=False)
-        assert clips.video is not None and clips.scenes is not None
-        ids, _ = generation.encode(poet, clips.video, None)
-        assert ids is not None
-        codes.add(ids)
-        out = generation.decode(poet, ids, None)
-        assert out.video is not None
-        frames = generation.to_frames(clips.video)
-        suite.keep(name, clips.scenes, out.video[:, : suite.spec.n_frames], frames)
-        a, b = generation.to_unit(out.video[:, : suite.spec.n_frames]), generation.to_unit(frames)
-        values["psnr"] += psnr(a, b).tolist()
-        if suite.spec.size >= 11:
-            values["ssim"] += ssim(a, b).tolist()
-    bits = math.log2(poet.codec.video.codebook_size)
-    return [
-        Row(name, "video PSNR", mean(values["psnr"]), "dB", n),
-        Row(name, "video SSIM", mean(values["ssim"]), "", n),
-        Row(name, f"video codes used, of {len(codes.counts)}", codes.share, "share", n),
-        Row(name, f"video code entropy, of {bits:.0f} bits", codes.entropy, "bits", n),
-    ]
-
-
-# --- pictures ------------------------------------------------------------------------------------------------------
-
-
-def text_to_video(suite: Suite) -> list[Row]:
-    """Clips from held-out captions of one object, plain style and a still camera; with sound."""
-    poet, n, name = suite.poet, suite.n, "text_to_video"
-    scenes = suite.world.evaluation_scenes(n)
-    seen: dict[str, list[Seen]] = {"model": [], "truth": [], "tokenizer": []}
-    heard: dict[str, list[Tensor]] = {key: [] for key in seen}
-    for part, tick in suite.batches(n, name, generation.n_steps(poet, name)):
-        some = scenes[part]
-        video, sound = suite.world.render(some, suite.spec), suite.world.sound(some, suite.spec)
-        made = generation.generate(
-            poet, name, captions=[s.caption for s in some], seeds=suite.seeds(part, 0), tick=tick
-        )
-        true = generation.to_frames(video)
-        again = generation.decode(poet, *generation.encode(poet, video, sound))
-        assert made.video is not None
-        suite.keep(name, some, made.video, true)
-        for key, frames, audio in (
-            ("model", made.video, made.audio),
-            ("truth", true, sound),
-            ("tokenizer", again.video, again.audio),
-        ):
-            assert frames is not None and audio is not None
-            seen[key] += [look(clip, suite.spec.fps) for clip in frames]
-            heard[key] += onsets(audio, suite)
-    rows = _prompt_rows(name, seen, scenes)
-    visible = {key: [clip.impacts for clip in clips] for key, clips in seen.items()}
-    figures = {key: agreement(heard[key], visible[key], suite.frame) for key in seen}
-    other = mismatched(heard["model"], visible["model"], suite.frame)
-    return rows + onset_rows(name, "impacts seen", figures["model"], figures["truth"], figures["tokenizer"], other)
-
-
-def _prompt_rows(
-    part: str, seen: dict[str, list[Seen]], scenes: Sequence[Scene], asked: Sequence[str] = tuple(ASKED)
-) -> list[Row]:
-    verdicts = {key: [judge(clip, scene) for clip, scene in zip(clips, scenes)] for key, clips in seen.items()}
-    chance = shuffled(seen["model"], scenes)
-    rows = []
-    for key in asked:
-        value, n = share(verdicts["model"], key)
-        truth, tokenizer = share(verdicts["truth"], key)[0], share(verdicts["tokenizer"], key)[0]
-        baseline = math.nan if key == "present" else chance[key]
-        rows.append(Row(part, ASKED[key], value, "%", n, truth, tokenizer, baseline, "other prompts"))
-    return rows
-
-
-def image_to_video(suite: Suite) -> list[Row]:
-    """The rest of a clip from its first frame and its caption."""
-    return _continued(suite, "image_to_video", 1)
-
-
-def frame_prediction(suite: Suite) -> list[Row]:
-    """The rest of a clip from its first frames and its caption."""
-    return _continued(suite, "frame_prediction", N_CONTEXT)
-
-
-def _continued(suite: Suite, name: str, n_context: int) -> list[Row]:
-    poet, n = suite.poet, suite.n
-    layout = poet.config.layout
-    if n_context >= layout.latent_frames:
-        raise InputError(f"{name} gives {n_context} latent frames; this model's clips have only {layout.latent_frames}")
-    given = 1 + layout.temporal_stride * (n_context - 1)  # frames the model is shown
-    scenes = suite.world.evaluation_scenes(n)
-    values: dict[str, list[float]] = {"model": [], "tokenizer": [], "repeat": []}
-    seen: dict[str, list[Seen]] = {"model": [], "truth": [], "tokenizer": []}
-    steps = generation.n_steps(poet, name, sound=False, n_context=n_context)
-    for part, tick in suite.batches(n, name, steps):
-        some = scenes[part]
-        video = suite.world.render(some, suite.spec)
-        ids, _ = generation.encode(poet, video, None)
-        made = generation.generate(
-            poet, name, captions=[s.caption for s in some], video=ids, seeds=suite.seeds(part, 2), sound=False,
-            n_context=n_context, tick=tick,
-        )  # fmt: skip
-        true, again = generation.to_frames(video), generation.decode(poet, ids, None).video
-        assert made.video is not None and again is not None
-        suite.keep(name, some, made.video, true)
-        target = generation.to_unit(true[:, given:])
-        still = generation.to_unit(true[:, given - 1 : given]).expand_as(target)
-        values["model"] += psnr(generation.to_unit(made.video[:, given:]), target).tolist()
-        values["tokenizer"] += psnr(generation.to_unit(again[:, given:]), target).tolist()
-        values["repeat"] += psnr(still, target).tolist()
-        for key, frames in (("model", made.video), ("truth", true), ("tokenizer", again)):
-            seen[key] += [look(clip, suite.spec.fps) for clip in frames]
-    predicted = Row(
-        name, f"PSNR of {suite.spec.n_frames - given} predicted frames, {given} given", mean(values["model"]), "dB", n,
-        tokenizer=mean(values["tokenizer"]), baseline=mean(values["repeat"]), baseline_is="last frame repeated",
-    )  # fmt: skip
-    return [predicted, *_prompt_rows(name, seen, scenes, ("colour", "shape", "direction", "present"))]
+def _check_tasks(poet: AVPoet, names: Sequence[str]) -> None:
+    rows = {**TASKS, "long_video": next_row(True)}
+    known = poet.generator.vocab.special_tokens
+    if untrained := [name for name in names if name in rows and rows[name].token not in known]:
+        raise InputError(f"this model was not trained for {', '.join(untrained)}; say with --only what to measure")
 
 
 PARTS: dict[str, Callable[[Suite], list[Row]]] = {
     "reconstruction": reconstruction,
     "sound_reconstruction": sound_reconstruction,
+    "unconditional": unconditional,
+    "text_to_image": text_to_image,
     "text_to_video": text_to_video,
-    "video_to_audio": video_to_audio,
+    "text_to_audio": text_to_audio,
     "image_to_video": image_to_video,
     "frame_prediction": frame_prediction,
+    "frame_interpolation": frame_interpolation,
+    "inpainting": inpainting,
+    "outpainting": outpainting,
+    "stylization": stylization,
+    "video_to_audio": video_to_audio,
+    "audio_to_video": audio_to_video,
+    "audio_video_continuation": audio_video_continuation,
+    "long_video": long_video,
 }

@@ -12,14 +12,19 @@ from torch import Tensor
 CEILING = 100.0  # dB, what equal frames count as
 
 
-def psnr(output: Tensor, target: Tensor) -> Tensor:
+def psnr(output: Tensor, target: Tensor, where: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio in dB of each clip, (B, 3, T, H, W) in [0, 1] twice -> (B,): the mean over frames.
 
+    `where` (B, T, H, W) bool are the pixels that count; frames without any do not count, a clip without any is NaN.
     Equal frames count as 100 dB. Raises ValueError where the shapes differ.
     """
     _same_shape(output, target)
-    error = (output.double() - target.double()).square().mean((1, 3, 4))  # (B, T)
-    return (-10 * error.clamp(min=10 ** (-CEILING / 10)).log10()).mean(1).float()
+    error = (output.double() - target.double()).square().mean(1)  # (B, T, H, W)
+    if where is None:
+        frames = error.mean((2, 3))
+    else:
+        frames = (error * where).sum((2, 3)) / where.sum((2, 3))
+    return (-10 * frames.clamp(min=10 ** (-CEILING / 10)).log10()).nanmean(1).float()
 
 
 def ssim(output: Tensor, target: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:

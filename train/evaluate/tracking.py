@@ -90,7 +90,8 @@ def _keep_object(mask: Tensor) -> Tensor:
     """Drop what lies far from the biggest blob: (T, H, W) -> the same."""
     H, W = mask.shape[1:]
     side = max(3, round(0.28 * H) | 1)
-    crowd = F.avg_pool2d(mask[:, None], side, 1, side // 2, count_include_pad=True)[:, 0]
+    crowd = F.avg_pool2d(mask[:, None], (side, 1), 1, (side // 2, 0), count_include_pad=True)
+    crowd = F.avg_pool2d(crowd, (1, side), 1, (0, side // 2), count_include_pad=True)[:, 0]
     best = crowd.flatten(1).argmax(1)
     centre = torch.stack([best % W, best // W], -1) + 0.5
     xs, ys = torch.arange(W) + 0.5, torch.arange(H) + 0.5

@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from train.data.playground.captions import all_captions
-from train.data.playground.maps import depth, flow, masks
+from train.data.playground.maps import depth, flow, flow_since, masks
 from train.data.playground.physics import Impact
 from train.data.playground.render import render
 from train.data.playground.scene import Scene, Thing, Truth, evaluation_scene, sample_scene
 from train.data.playground.sound import sound
 from train.data.source import SPLITS, MediaBatch, MediaSpec
 
-__all__ = ["Impact", "Playground", "Scene", "Thing", "Truth", "all_captions", "depth", "flow", "masks"]
+__all__ = ["Impact", "Playground", "Scene", "Thing", "Truth", "all_captions", "depth", "flow", "flow_since", "masks"]
 
 
 class Playground:

@@ -46,20 +46,33 @@ def depth(scene: Scene, spec: MediaSpec) -> Tensor:
 
 def flow(scene: Scene, spec: MediaSpec) -> Tensor:
     """(T-1, H, W, 2) float32: how many pixels to the right and down what a pixel shows has moved by the next frame."""
+    return _moved(scene, spec, frames=slice(0, -1))
+
+
+def flow_since(scene: Scene, spec: MediaSpec) -> Tensor:
+    """(T, H, W, 2) float32: how far what a pixel shows has moved since the frame before; zero in the first."""
+    moved = _moved(scene, spec, frames=slice(1, None))
+    return torch.cat([torch.zeros_like(moved[:1]), moved])
+
+
+def _moved(scene: Scene, spec: MediaSpec, frames: slice) -> Tensor:
+    """(T-1, H, W, 2): from the frame before to the one after, as seen from the pixels of either of them."""
+    before = frames.start == 0
     truth, view = scene.truth(spec), scene.view(scene.times(spec))
     place = torch.arange(spec.size, dtype=torch.float64) + 0.5
     here = torch.stack(torch.meshgrid(place, place, indexing="xy"), -1)  # (H, W, 2), x then y
 
     grow = torch.from_numpy(view.zoom[1:] / view.zoom[:-1])[:, None, None, None]
     pan = torch.from_numpy((view.centre[:-1] - view.centre[1:]) * view.zoom[1:, None] * spec.size)[:, None, None]
-    middle = spec.size / 2
-    out = (here - middle) * grow + middle + pan - here  # the ground moves with the camera alone
+    middle = spec.size / 2  # the ground moves with the camera alone
+    out = (here - middle) * grow + middle + pan - here if before else here - (here - middle - pan) / grow - middle
 
     shown = masks(scene, spec)
     for i in range(len(scene.objects)):
         centre = torch.from_numpy(truth.positions[:, i].copy())[:, None, None]  # (T, 1, 1, 2)
-        turn = torch.from_numpy(np.diff(truth.angles[:, i]))[:, None, None]
-        x, y = ((here - centre[:-1]) * grow).unbind(-1)
+        turn = torch.from_numpy(np.diff(truth.angles[:, i]))[:, None, None] * (1 if before else -1)
+        x, y = ((here - centre[frames]) * (grow if before else 1 / grow)).unbind(-1)
         turned = torch.stack([x * turn.cos() - y * turn.sin(), x * turn.sin() + y * turn.cos()], -1)
-        out = torch.where(shown[i, :-1, ..., None], centre[1:] + turned - here, out)
+        moved = centre[1:] + turned - here if before else here - centre[:-1] - turned
+        out = torch.where(shown[i, frames, ..., None], moved, out)
     return out.float()

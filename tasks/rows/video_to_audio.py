@@ -1,0 +1,12 @@
+"""A sound for a silent video."""
+
+from tasks.task import Block, Task
+
+TASK = Task(
+    "video_to_audio",
+    inputs=(Block("video"),),
+    outputs=(Block("audio"),),
+    token="<task_audio>",
+    share=0.15,
+    summary="sound for a silent video",
+)

@@ -1,0 +1,198 @@
+"""Long videos: no window is drawn or coded twice, a story is told in time, a killed run goes on as if nothing was."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tasks import InputError
+from tasks.long_video import Past, n_carried, next_row, steps
+from tasks.sequence import TokenSample
+from tasks.story import Journal, Story, parse_prompt
+from tasks.stream import join
+from tokenizers_av.clip import read_clip
+
+
+def test_windows_carry_ids_and_nothing_is_coded_again(poet, clip, monkeypatch):
+    """The frames are those of one decoding of all ids in a row."""
+    given, drawn = [], []
+    blocks = type(poet.generator).blocks
+
+    def watched(self, task, sample, *args, **options):
+        given.append(sample)
+        parts = list(blocks(self, task, sample, *args, **options))
+        drawn.append(next(p.video for p in reversed(parts) if p.video is not None))
+        return iter(parts)
+
+    monkeypatch.setattr(type(poet.generator), "blocks", watched)
+    made = poet.extend(clip, 4.0, "a red ball")
+    k = n_carried(poet.config.layout)
+    assert len(given) > 3
+    for before, sample in zip(drawn, given[1:]):
+        assert torch.equal(sample.video, before[-k:])
+    ids = torch.cat([given[0].video, *(d[k:] for d in drawn)])
+    n_given = 1 + 4 * (k - 1)
+    assert torch.equal(made.frames[18:], poet.codec.decode_video(ids)[n_given:][:32])
+
+
+def test_sound_is_carried_in_step_with_the_picture(poet, clip, monkeypatch):
+    layout, given, drawn = poet.config.layout, [], []
+    blocks = type(poet.generator).blocks
+
+    def watched(self, task, sample, *args, **options):
+        given.append(sample)
+        parts = list(blocks(self, task, sample, *args, **options))
+        drawn.append(next(p.audio for p in parts if p.audio is not None))
+        return iter(parts)
+
+    monkeypatch.setattr(type(poet.generator), "blocks", watched)
+    made = poet.extend(clip, 4.0)
+    n = layout.columns(n_carried(layout))
+    assert all(s.audio.shape[1] == n for s in given) and len(made.samples) == made.n_frames * 2000
+    for before, made_then, after in zip(given, drawn, given[1:]):
+        assert torch.equal(torch.cat([before.audio, made_then], dim=1)[:, -n:], after.audio)
+
+
+def test_a_longer_video_begins_like_a_shorter_one(poet):
+    short, long = (poet.text_to_video("a red ball", seconds=s, seed=1) for s in (2.0, 3.5))
+    assert torch.equal(long.frames[:16], short.frames) and torch.equal(long.samples[:30000], short.samples[:30000])
+
+
+def test_without_sound_the_picture_is_continued_alone(poet, clip):
+    assert next_row(True).input("audio") is not None and next_row(False).input("audio") is None
+    silent = poet.extend(clip, 1.0, sound=False)
+    assert silent.samples is None and silent.n_frames == 18 + 8
+
+
+def test_missing_sound_of_the_past_is_silence(poet):
+    past = Past.begin(poet.codec, sound=True)
+    layout = poet.config.layout
+    past.add_video(torch.zeros(1, layout.height, layout.width, dtype=torch.int64))
+    n = layout.columns(1)
+    assert past.context(1).audio.shape == (layout.n_codebooks, n)
+    past.add_audio(torch.ones(layout.n_codebooks, 2, dtype=torch.int64))
+    assert past.context(1).audio.shape == (layout.n_codebooks, n) and bool((past.context(1).audio[:, -2:] == 1).all())
+
+
+@pytest.mark.parametrize("kills", [1, 3])
+def test_a_killed_run_goes_on_to_the_same_file(poet, clip, tmp_path, monkeypatch, kills):
+    whole = tmp_path / "whole.mp4"
+    poet.extend(clip, 5.0, ["a red ball", "a cube"], out=whole, seed=5)
+    out, blocks, n_drawn = tmp_path / "x.mp4", type(poet.generator).blocks, []
+
+    def mortal(self, *args, **options):
+        n_drawn.append(1)
+        if len(n_drawn) % 3 == 0 and len(n_drawn) <= 3 * kills:
+            raise KeyboardInterrupt
+        return blocks(self, *args, **options)
+
+    monkeypatch.setattr(type(poet.generator), "blocks", mortal)
+    for _ in range(kills):
+        with pytest.raises(KeyboardInterrupt):
+            poet.extend(clip, 5.0, ["a red ball", "a cube"], out=out, seed=5)
+        assert not out.exists() and len(list(tmp_path.glob(".x.mp4.windows"))) == 1
+    poet.extend(clip, 5.0, ["a red ball", "a cube"], out=out, seed=5)
+    assert out.read_bytes() == whole.read_bytes()
+    assert len(n_drawn) == len(list(steps(poet.config.layout, 2, 40))) + kills  # none was drawn twice
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["whole.mp4", "x.mp4"]
+
+
+def test_a_journal_of_another_request_is_begun_anew(tmp_path):
+    made = TokenSample(video=torch.arange(8).view(2, 2, 2), audio=torch.arange(4).view(2, 2))
+    journal = Journal(tmp_path / "a.mp4", {"seed": 1})
+    assert journal.read(1) is None
+    journal.write(1, made)
+    journal.write(2, made)
+    journal.close(done=False)
+    with open(journal.path, "a") as file:
+        file.write('{"video": [[[1')  # cut off
+    again = Journal(tmp_path / "a.mp4", {"seed": 1})
+    video, audio = again.read(1)
+    assert torch.equal(video.video, made.video) and torch.equal(audio.audio, made.audio)
+    assert again.n_known == 2 and again.read(2) is not None and again.read(3) is None
+    again.close(done=False)
+    other = Journal(tmp_path / "a.mp4", {"seed": 2})
+    assert other.n_known == 0 and other.read(1) is None
+    other.close(done=False)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".a.mp4.windows").write_text("nothing of ours")
+    (tmp_path / ".a.part").write_bytes(b"half a file")
+    Journal(tmp_path / "a.mp4", {}, tmp_path / ".a.part").close(done=False)
+    (tmp_path / ".a.mp4.windows").write_text('{"request": "", "part": ".a.part"}\n')
+    Journal(tmp_path / "a.mp4", {}, tmp_path / ".b.part").close(done=False)  # that of a run that was killed
+    assert not (tmp_path / ".a.part").exists()
+    foreign = Journal(tmp_path / "a.mp4", {})
+    assert foreign.n_known == 0
+    foreign.close(done=True)
+
+
+def test_a_story_is_told_in_time():
+    even = Story(["a", "b"], 10)
+    assert [even.prompt(t, 10) for t in (0, 4.9, 5, 9.9)] == ["a", "a", "b", "b"]
+    timed = Story([(0, "a"), (3, "b"), (8.5, "c")], 10)
+    assert [timed.prompt(t, 10) for t in (0, 2.9, 3, 8, 8.5, 9.9)] == ["a", "a", "b", "b", "c", "c"]
+    assert Story(None).prompt(3, 10) is None and Story("a").prompt(3, 10) == "a"
+    untimed = (["a"] * 11, [""], [(0, "a"), "b"])
+    for wrong in (*untimed, [(1, "a")], [(0, "a"), (0, "b")], [(0, "a"), (10, "b")], [(0, "")]):
+        with pytest.raises(InputError):
+            Story(wrong, 10)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("a red ball", "a red ball"),
+        ("12: a red ball", (12.0, "a red ball")),
+        ("1:02.5: a red ball", (62.5, "a red ball")),
+        ("neon: a red ball", "neon: a red ball"),
+        ("ratio 4:3", "ratio 4:3"),
+    ],
+)
+def test_times_are_typed_before_prompts(typed, meant):
+    assert parse_prompt(typed) == meant
+
+
+def test_parts_come_as_soon_as_they_are_known(poet, clip):
+    """The first new frames are there before the window is done."""
+    told: list[int] = []
+    parts = poet.stream.extend(clip, 2.0, progress=lambda done, total: told.append(done))
+    for part in parts:
+        if told and part.frames is not None:
+            break
+    n_window = poet.generator.n_ids(next_row(True), sound=True, n_context=2)
+    assert 0 < told[-1] < n_window
+    assert join(parts).n_frames > 4
+
+
+def test_the_journal_is_plain_and_small(poet, clip, tmp_path, monkeypatch):
+    close = Journal.close
+    monkeypatch.setattr(Journal, "close", lambda self, done: close(self, done=False))
+    poet.extend(clip, 1.0, out=tmp_path / "x.mp4")
+    head, *windows = map(json.loads, (tmp_path / ".x.mp4.windows").read_text().splitlines())
+    assert set(head) == {"request", "part"} and all(set(w) == {"video", "audio"} for w in windows)
+    assert read_clip(tmp_path / "x.mp4").n_frames == 26
+
+
+def test_sound_for_a_long_video_goes_on_from_window_to_window(poet, clip, monkeypatch):
+    known, drawn = [], []
+    blocks = type(poet.generator).blocks
+
+    def watched(self, *args, **options):
+        known.append(options["known"])
+        parts = list(blocks(self, *args, **options))
+        drawn.append(parts[-1].audio)
+        return iter(parts)
+
+    monkeypatch.setattr(type(poet.generator), "blocks", watched)
+    made = poet.video_to_audio(clip)
+    assert known[0] is None and len(known) == 4 and len(made.samples) == 35200
+    for k, before, after in zip(known[1:], drawn, drawn[1:]):
+        n = k.audio.shape[1]
+        assert n > 20 and torch.equal(before[:, -n:], after[:, :n])
+    known.clear()
+    drawn.clear()
+    made = poet.text_to_audio("a red ball", seconds=3)
+    assert len(known) > 2 and len(made.samples) == 48000
+    assert all(torch.equal(k.audio, b[:, -k.audio.shape[1] :]) for k, b in zip(known[1:], drawn))
