@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tasks.pipeline import AVPoet
     from tasks.source import Source
     from tokenizers_av.clip import Clip
+    from tokenizers_av.superres import SuperResConfig
 
 SAMPLING = ("guidance_scale", "temperature", "top_k", "top_p")
 
@@ -43,7 +44,9 @@ def generate(args: Namespace) -> None:
         check_prompt(inputs["prompt"])
     picture = row.output("video") is not None or row.input("video") is not None
     sound = sound or row.input("audio") is not None  # what a picture is made for stays with it
-    _check_target(args.out, picture=picture, sound=sound, one_image=row.is_image or _is_image(row, inputs))
+    source = _source_of_length(row, inputs)
+    one_image = row.is_image or (source is not None and source.is_image)
+    _check_target(args.out, picture=picture, sound=sound, one_image=one_image)
     if row.output("video") is None and not _holds_sound(args.out):
         raise InputError(f"{args.out}: holds no sound, and {row.command} makes nothing else; use .mp4, .webm or .wav")
     _check_media(inputs, args.out)
@@ -51,11 +54,15 @@ def generate(args: Namespace) -> None:
         from tasks.source import Source
 
         Source(inputs["video"], need="audio")
+    from tasks.request import check_choices
+
+    check_choices(row, keep_known=values.get("keep_known", False), superres=values.get("superres", False))
+    if values.get("superres"):
+        _head_config(args.model)
     arguments = _arguments(row, values, inputs, args.model)
     options = _options(values, "seconds", "seed", "speculative", "negative_prompt", *SAMPLING)
-    if values.get("keep_known"):
-        options["keep_known"] = True
-    sound = sound and _holds_sound(args.out)
+    options |= {name: True for name in ("keep_known", "superres") if values.get(name)}
+    sound = (sound or (source is not None and source.has_audio)) and _holds_sound(args.out)
     if "sound" in values:
         options["sound"] = sound
     shown = {**inputs, **_options(values, *arguments), **options}
@@ -81,10 +88,34 @@ def extend(args: Namespace) -> None:
     Story(prompts, args.seconds)
     sound = args.sound and _holds_sound(args.out)
     options = {**_options(values, "seed", "speculative", "negative_prompt", *SAMPLING), "sound": sound}
+    if args.superres:
+        _head_config(args.model)
+        options["superres"] = True
     poet = _load(args, "extend", {"video": args.video, "seconds": args.seconds, "prompts": prompts, **options})
     with _bar() as progress:
         poet.extend(args.video, args.seconds, prompts, out=args.out, **options, progress=progress)
     _tell_drafts(poet)
+    _reporter(args.out)(args.out)
+
+
+def superres(args: Namespace) -> None:
+    """Write the clip enlarged."""
+    from tasks.enlarge import check_enlarging
+    from tasks.source import Source
+
+    check_seed(args.seed)
+    source = Source(args.media, need="video")
+    _check_not_input(args.out, args.media)
+    _check_target(args.out, picture=True, sound=False, one_image=source.is_image)
+    source.try_out()
+    config = _head_config(args.model)
+    check_enlarging(config, args.scale, args.steps, args.noise)
+    steps, noise = (getattr(config, n) if getattr(args, n) is None else getattr(args, n) for n in ("steps", "noise"))
+    asked = {"scale": args.scale, "steps": steps, "noise": noise, "seed": args.seed}
+    poet = _load(args, "superres", {"media": args.media, **asked})
+    sound = source.has_audio and _holds_sound(args.out)
+    parts = poet.stream.superres(args.media, **asked)
+    _write(args.out, _counted(parts, source), poet, sound, source.sample_rate)
     _reporter(args.out)(args.out)
 
 
@@ -163,9 +194,7 @@ def tasks(args: Namespace) -> None:
         names = [f"[{b.argument}]" if b.optional else b.argument for b in row.inputs]
         names += [a.name if a.required else f"[{a.name}]" for a in row.arguments]
         inputs = ", ".join(dict.fromkeys(names)) or "nothing"
-        outputs = ", ".join(
-            "image" if row.is_image else f"[{b.kind}]" if b.optional else b.kind for b in row.outputs
-        )
+        outputs = ", ".join("image" if row.is_image else f"[{b.kind}]" if b.optional else b.kind for b in row.outputs)
         print(f"{row.command:<18} {inputs:<26} {outputs:<18} {row.summary}")
     print("\nWhat stands in [ ] may be left out; avpoet generate TASK --help tells how.")
 
@@ -175,7 +204,7 @@ def info(args: Namespace) -> None:
     import json
 
     from lm import Vocabulary
-    from tasks.model_folder import PARTS, find_model, n_parameters, read_config
+    from tasks.model_folder import PARTS, SUPERRES, find_model, n_parameters, read_config
 
     folder = find_model(args.model)
     config = read_config(folder)
@@ -186,12 +215,29 @@ def info(args: Namespace) -> None:
     print(f"audio ids   {layout.n_codebooks} x {layout.audio_frames} at {layout.audio_rate:g} a second")
     how = [f"{kind} {json.dumps(dict(values))}" for kind, values in config.sampling.ranges.items()]
     print("sampling   ", ", ".join([f"guidance_scale {config.sampling.guidance_scale:g}", *how]))
-    counts = {part: n_parameters(folder / part) for part in PARTS if part != "text_tokenizer"}
+    there = [part for part in (*PARTS, SUPERRES) if part != "text_tokenizer" and (folder / part).exists()]
+    counts = {part: n_parameters(folder / part) for part in there}
     for part, count in counts.items():
         print(f"parameters  {count:>14,}  {part}")
     print(f"parameters  {sum(counts.values()):>14,}  together")
     vocabulary = json.loads((folder / "lm" / "config.json").read_text(encoding="utf-8"))["vocabulary"]
     print(Vocabulary.from_dict(vocabulary).table())
+
+
+def _head_config(model: str) -> SuperResConfig:
+    """The config of a model's super-resolution head; raises InputError where it has none. Needs no weights."""
+    import json
+
+    from tasks.model_folder import CONFIG, NO_HEAD, SUPERRES, find_model
+    from tokenizers_av.superres import SuperResConfig
+
+    path = find_model(model) / SUPERRES / CONFIG
+    if not path.is_file():
+        raise InputError(f"model {model!r} {NO_HEAD}")
+    try:
+        return SuperResConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: not a readable config ({error})") from None
 
 
 def _reporter(out: str) -> Callable[[object], None]:
@@ -216,7 +262,7 @@ def _check_target(out: str, *, picture: bool, sound: bool, one_image: bool) -> N
     check_output(out)
     kind = output_kind(out)
     if kind == "sound" and not sound:
-        raise InputError(f"{out}: holds only sound, and there is none here; use .png or a movie such as .mp4")
+        raise InputError(f"{out}: holds only sound, and none is made here; use .png or a movie such as .mp4")
     if not picture and (kind in ("image", "sequence") or out.lower().endswith(".gif")):
         raise InputError(f"{out}: holds only a picture, and there is none here; use .wav or .mp4")
     if kind == "image" and not one_image:
@@ -239,14 +285,14 @@ def _check_media(inputs: dict[str, Any], out: str) -> None:
             Source(inputs[name], need="audio" if name == "audio" else "video").try_out()
 
 
-def _is_image(row: Task, inputs: dict[str, Any]) -> bool:
-    """Whether the result is as long as an input that is an image."""
+def _source_of_length(row: Task, inputs: dict[str, Any]) -> Source | None:
+    """The video or image of which another is made, as long and with its sound."""
     name = row.argument_of_length
     if name != "video" or row.output("video") is None:
-        return False
+        return None
     from tasks.source import Source
 
-    return Source(inputs[name], need="video").is_image
+    return Source(inputs[name], need="video")
 
 
 def _arguments(row: Task, values: dict[str, Any], inputs: dict[str, Any], model: str) -> dict[str, Any]:
@@ -254,8 +300,8 @@ def _arguments(row: Task, values: dict[str, Any], inputs: dict[str, Any], model:
     if row.condition is None:
         return {}
     from tasks.model_folder import find_model, read_config
+    from tasks.request import check_arguments
     from tasks.source import Source
-    from tasks.stream import check_arguments
 
     given = check_arguments(row, values)
     config = read_config(find_model(model))
@@ -294,7 +340,7 @@ def _load(args: Namespace, command: str, values: dict[str, Any]) -> AVPoet:
     shown: dict[str, Any] = {"model": str(folder), **values}
     if command == "reconstruct":
         shown.setdefault("size", config.size)
-    else:
+    elif command != "superres":
         shown.setdefault("guidance_scale", config.sampling.guidance_scale)
         for kind, how in config.sampling.ranges.items():
             shown[kind] = {**how, **{k: v for k, v in values.items() if k in ("temperature", "top_k", "top_p")}}
@@ -312,17 +358,27 @@ def _tell_drafts(poet: AVPoet) -> None:
         print(f"{t.ids} ids in {t.passes} passes, {t.accepted / t.tested:.0%} of the drafts kept", file=sys.stderr)
 
 
-def _write(out: str, parts: Iterable[Clip], poet: AVPoet, sound: bool) -> None:
-    """Stream the parts into a file, which appears when it is whole."""
+def _write(out: str, parts: Iterable[Clip], poet: AVPoet, sound: bool, sample_rate: int | None = None) -> None:
+    """Stream the parts into a file, which appears when it is whole; sound is of the model's rate unless told."""
     from tokenizers_av.clip import ClipWriter
 
     parts = iter(parts)
     first = next(parts)
     size = None if first.frames is None else (first.height, first.width)
-    rate = poet.codec.sample_rate if sound else None
+    rate = (sample_rate or poet.codec.sample_rate) if sound else None
     with ClipWriter(out, fps=first.fps, size=size, sample_rate=rate) as writer:
         for part in chain([first], parts):
             writer.write(part.frames, part.samples if sound else None)
+
+
+def _counted(parts: Iterable[Clip], source: Source) -> Iterator[Clip]:
+    """The parts, with a progress bar in seconds of the clip."""
+    from tqdm import tqdm
+
+    with tqdm(desc="superres", total=source.seconds, unit="s", delay=2, file=sys.stderr, dynamic_ncols=True) as bar:
+        for part in parts:
+            yield part
+            bar.update(round(part.n_frames / part.fps, 3))
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 
 from tasks.errors import InputError
 
@@ -23,13 +22,6 @@ def check_prompt(prompt: object, name: str = "prompt") -> str:
     if len(prompt) > MAX_PROMPT:
         raise InputError(f"{name} has {len(prompt):,} characters, expected at most {MAX_PROMPT:,}")
     return prompt
-
-
-def check_prompts(prompts: Sequence[str] | str | None) -> list[str]:
-    """A list of prompts, one prompt, or none."""
-    if prompts is None:
-        return []
-    return [check_prompt(p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
 
 
 def check_seconds(seconds: float) -> float:

@@ -48,6 +48,7 @@ def build_parser() -> Parser:
         example=[
             'avpoet generate text-to-video "a red ball bounces" --out ball.mp4',
             "avpoet extend ball.mp4 --seconds 10 --out long.mp4",
+            "avpoet superres ball.mp4 --out large.mp4",
             "avpoet reconstruct ball.mp4 --out recon.mp4 --side-by-side",
             "avpoet tasks",
         ],
@@ -56,6 +57,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     _generate(commands)
     _extend(commands)
+    _superres(commands)
     _reconstruct(commands)
     tasks = commands.add_parser(
         "tasks", help="list what can be generated", description="Print the task table.", example="avpoet tasks"
@@ -110,6 +112,7 @@ def _task(rows: argparse._SubParsersAction, task: Task) -> None:
         seconds=None if task.fixed_length else seconds,
         prompt=task.input("text") is not None,
         sound=task.output("audio") is not None and task.output("video") is not None,
+        picture=task.output("video") is not None,
     )
 
 
@@ -126,10 +129,35 @@ def _extend(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(action="extend")
     parser.add_argument("video", metavar="FILE", help="a video or an image")
     parser.add_argument(
-        "--prompt", metavar="TEXT", action="append",
+        "--prompt",
+        metavar="TEXT",
+        action="append",
         help='may be given several times: spread over the new seconds, or each with its time: "12: a ball falls"',
     )
-    _common(parser, seconds="how much to add", prompt=True, sound=True, need_seconds=True)
+    _common(parser, seconds="how much to add", prompt=True, sound=True, picture=True, need_seconds=True)
+
+
+def _superres(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "superres",
+        help="enlarge any video or image with the super-resolution head",
+        description="Frames twice or four times as high and wide, of any size and length, with their own rate and\n"
+        "sound, in constant memory.",
+        example=[
+            "avpoet superres clip.mp4 --scale 4 --out large.mp4",
+            "avpoet superres photo.png --scale 2 --steps 8 --noise 0.2 --out large.png",
+        ],
+    )
+    parser.set_defaults(action="superres")
+    parser.add_argument("media", metavar="FILE", help="a video or an image")
+    parser.add_argument("--out", required=True, metavar="FILE", help=_OUT_HELP)
+    parser.add_argument("--scale", type=int, default=4, metavar="N", help="2 or 4 (the default)")
+    parser.add_argument("--steps", type=int, metavar="N", help="1, 2, 4 or 8; without it the head's own")
+    parser.add_argument(
+        "--noise", type=float, metavar="S", help="what detail grows from; 0 makes nothing up; without it the head's own"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same result")
+    _model(parser)
 
 
 def _reconstruct(commands: argparse._SubParsersAction) -> None:
@@ -173,7 +201,7 @@ _OUT_HELP = (
 
 
 def _common(
-    parser: Parser, *, seconds: str | None, prompt: bool, sound: bool, need_seconds: bool = False
+    parser: Parser, *, seconds: str | None, prompt: bool, sound: bool, picture: bool, need_seconds: bool = False
 ) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help=_OUT_HELP)
     if seconds:
@@ -189,6 +217,8 @@ def _common(
     parser.add_argument("--speculative", type=int, default=0, metavar="W", help="draft W ids a pass: fewer passes")
     parser.add_argument("--compile", action="store_true", help="compile the transformer: for minutes of video")
     parser.add_argument("--int8", action="store_true", help="round the weights of the transformer to 8 bits")
+    if picture:
+        parser.add_argument("--superres", action="store_true", help="frames four times as high and wide")
     if sound:
         parser.add_argument("--no-sound", dest="sound", action="store_false", help="make the picture only")
     _model(parser)

@@ -46,7 +46,7 @@ class Codec:
 
     def encode_video(self, frames: Tensor) -> Tensor:
         """frames (T, H, W, 3) uint8 of the model's size -> ids (t, h, w) int64."""
-        with _exact():
+        with exact():
             return self.video.encode(to_network(frames).to(self.device))[0].cpu()
 
     def decode_video(self, ids: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Codec:
         Called with the next frames (n, H, W, 3) uint8, it gives the ids (1, h, w) of each latent frame they complete;
         called with None at the end, those of the frames that are left.
         """
-        stream, stride = _Pushed(self.video.encode_stream), self.video.temporal_stride
+        stream, stride = Pushed(self.video.encode_stream), self.video.temporal_stride
         n_frames = n_coded = 0
 
         def encode(frames: Tensor | None) -> list[Tensor]:
@@ -80,7 +80,7 @@ class Codec:
 
         Joined they are those of `decode_video`: 1 frame for the first latent frame, `stride` for each later one.
         """
-        stream = _Pushed(self.video.decode_stream)
+        stream = Pushed(self.video.decode_stream)
         return lambda ids: torch.cat([to_frames(part) for part in stream(ids[None].to(self.device), len(ids))])
 
     def encode_audio(self, samples: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Codec:
         if extra == len(samples):
             return torch.zeros(self.audio.n_codebooks, 0, dtype=torch.int64)
         samples = samples[extra:]
-        with _exact():
+        with exact():
             return self.audio.encode(samples[None].to(self.device))[0].cpu()
 
     def decode_audio(self, ids: Tensor) -> Tensor:
@@ -99,12 +99,12 @@ class Codec:
     def audio_encoder(self) -> Callable[[Tensor], Tensor]:
         """A function that codes one sound piece by piece: called with the next samples (N,), it gives the ids (Q, F) of
         the columns they complete."""
-        stream = _Pushed(self.audio.encode_stream)
+        stream = Pushed(self.audio.encode_stream)
         return lambda samples: stream(samples[None].to(self.device), 1)[0][0].cpu()
 
     def audio_decoder(self) -> Callable[[Tensor], Tensor]:
         """A function that decodes one sound piece by piece: called with the next ids (Q, F), it gives their samples."""
-        stream = _Pushed(self.audio.decode_stream)
+        stream = Pushed(self.audio.decode_stream)
         return lambda ids: stream(ids[None].to(self.device), 1)[0][0].cpu()
 
 
@@ -119,7 +119,7 @@ def to_frames(video: Tensor) -> Tensor:
     return frames.permute(1, 2, 3, 0).contiguous().cpu()
 
 
-class _Pushed:
+class Pushed:
     """A stream of the tokenizer that is handed its chunks one by one, where their source cannot be pulled."""
 
     def __init__(self, stream: Callable[[Iterator[Tensor]], Iterator[Tensor]]) -> None:
@@ -129,12 +129,12 @@ class _Pushed:
     def __call__(self, chunk: Tensor | None, n: int) -> list[Tensor]:
         """The `n` results that the next chunk, or with None the end, makes known."""
         self.chunks.append(chunk)
-        with _exact():
+        with exact():
             return [next(self.results) for _ in range(n)]
 
 
 @contextmanager
-def _exact() -> Iterator[None]:
+def exact() -> Iterator[None]:
     """The tokenizers stay in float32: one of their bits is worth more than their share of the time."""
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         yield

@@ -130,9 +130,7 @@ class Generator:
         self, task: Task, sound: bool, n_context: int, known: TokenSample | None = None
     ) -> tuple[Plan, tuple[Segment, ...]]:
         block_size = self.engine.block_size
-        return plan(
-            task, self.vocab, self.layout, sound=sound, n_context=n_context, block_size=block_size, known=known
-        )
+        return plan(task, self.vocab, self.layout, sound=sound, n_context=n_context, block_size=block_size, known=known)
 
     def _frames_before(self, task: Task, sample: TokenSample, n_context: int) -> torch.Tensor | None:
         """The input latent frames that the output continues."""

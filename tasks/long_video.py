@@ -8,7 +8,6 @@ on from where they were, so that there is no seam to see or to hear.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,12 +18,16 @@ from torch import Tensor
 from tasks.codec import Codec
 from tasks.errors import InputError
 from tasks.generation import Generator
+from tasks.journal import Journal
 from tasks.options import Options, Ticker, derived_seed
 from tasks.sequence import Layout, TokenSample
-from tasks.story import Journal, Story
+from tasks.source import Source
+from tasks.story import Story
 from tasks.table import get_task
 from tasks.task import Task
-from tokenizers_av.clip import Clip
+from tokenizers_av.clip import Clip, MediaError
+
+EAR_SECONDS = 2.0  # of the old sound, of which the decoder of a continuation knows
 
 
 def next_row(sound: bool) -> Task:
@@ -61,6 +64,11 @@ def n_kept(layout: Layout) -> int:
     return 1 + layout.temporal_stride * (n_carried(layout) - 1)
 
 
+def hop(layout: Layout) -> int:
+    """Frames that each further window adds; a model of single images has nothing to go on from."""
+    return layout.n_frames - n_kept(layout) or layout.n_frames
+
+
 def n_windows_ids(generator: Generator, n_latent: int, n_frames: int, sound: bool) -> int:
     """Ids that `continue_clip` draws."""
     windows = Counter(s.n_context for s in steps(generator.layout, n_latent, n_frames))
@@ -85,6 +93,32 @@ class Track:
             samples = torch.cat([samples, samples.new_zeros(due - len(samples))])
         self.n_samples += len(samples)
         return samples
+
+
+class Ending:
+    """The end of a clip: the last frames (T, H, W, 3) that fill whole latent frames, the sound (N,) up to their end."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.frames, self.samples = torch.empty(0, *codec.size, 3, dtype=torch.uint8), torch.zeros(0)
+
+    def read(self, source: Source, track: Track | None) -> Iterator[Clip]:
+        """Yield the clip at the model's size and rate, with a track also its sound, or silence; keep how it ends."""
+        codec, layout, n_heard = self.codec, self.codec.layout, round(EAR_SECONDS * self.codec.sample_rate)
+        windows = source.windows(
+            sample_rate=codec.sample_rate, fps=layout.fps, size=codec.size, audio=track is not None
+        )
+        for window in windows:
+            assert window.frames is not None
+            self.frames, samples = torch.cat([self.frames, window.frames])[-n_kept(layout) :], None
+            if track is not None:
+                samples = torch.zeros(0) if window.samples is None else window.samples.float()
+                samples = track.fit(samples, len(window.frames), fill=True)
+                self.samples = torch.cat([self.samples, samples])[-n_heard:]
+            yield Clip(frames=window.frames, fps=layout.fps, samples=samples, sample_rate=codec.sample_rate)
+        if not len(self.frames):
+            raise MediaError(f"{source.name}: holds no frame")
+        self.frames = self.frames[(len(self.frames) - 1) % layout.temporal_stride :]
 
 
 @dataclass
@@ -170,8 +204,3 @@ def continue_clip(
             past.add_audio(audio)
             samples = past.track.fit(past.hear(audio), step.n_new, fill=done == n_frames)
             yield Clip(frames=None, fps=layout.fps, samples=samples, sample_rate=codec.sample_rate)
-
-
-def n_columns(layout: Layout, n_frames: int) -> int:
-    """Audio columns that last as long as `n_frames`, the last one included if it is begun."""
-    return min(layout.audio_frames, math.ceil(n_frames / layout.fps * layout.audio_rate - 1e-6))

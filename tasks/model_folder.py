@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from lm import Sampling
     from tasks.sequence import Layout
     from tokenizers_av.audio import AudioTokenizer
+    from tokenizers_av.superres import SuperRes
     from tokenizers_av.video import VideoTokenizer
 
 CONFIG = "config.json"
 PARTS = ("video_tokenizer", "audio_tokenizer", "text_tokenizer", "lm")
+SUPERRES = "superres"  # a part that a folder may have
+NO_HEAD = "has no super-resolution head; avpoet-train superres makes one, as a folder superres in that of the model"
 FORMAT = 1  # raised when an older program could no longer read the folder
 SHIPPED = ("tiny",)
 
@@ -91,8 +94,10 @@ def find_model(model: str | Path) -> Path:
         raise InputError(f"no model {name!r}, expected {_EXPECTED}")
     missing = [part for part in (CONFIG, *PARTS) if not (folder / part).exists()]
     if missing:
-        raise InputError(f"model folder {str(folder)!r} lacks {', '.join(missing)}; expected config.json, "
-                         f"{', '.join(PARTS)} as save_pretrained writes them")
+        raise InputError(
+            f"model folder {str(folder)!r} lacks {', '.join(missing)}; expected config.json, "
+            f"{', '.join(PARTS)} as save_pretrained writes them"
+        )
     return folder
 
 
@@ -162,26 +167,33 @@ def open_video_tokenizer(folder: str | Path) -> VideoTokenizer:
     """The video tokenizer in a folder of its own; raises InputError where there is none, or a damaged one."""
     from tokenizers_av.video import VideoTokenizer
 
-    return _open_tokenizer(VideoTokenizer, folder, "video")
+    return _open_part(VideoTokenizer, folder, "video tokenizer")
 
 
 def open_audio_tokenizer(folder: str | Path) -> AudioTokenizer:
     """The audio tokenizer in a folder of its own; raises InputError where there is none, or a damaged one."""
     from tokenizers_av.audio import AudioTokenizer
 
-    return _open_tokenizer(AudioTokenizer, folder, "audio")
+    return _open_part(AudioTokenizer, folder, "audio tokenizer")
 
 
-def _open_tokenizer(kind: Any, folder: str | Path, name: str) -> Any:
+def open_superres(folder: str | Path) -> SuperRes:
+    """The super-resolution head in a folder of its own; raises InputError where there is none, or a damaged one."""
+    from tokenizers_av.superres import SuperRes
+
+    return _open_part(SuperRes, folder, "super-resolution head")
+
+
+def _open_part(kind: Any, folder: str | Path, name: str) -> Any:
     from safetensors import SafetensorError
 
     if not (Path(folder) / CONFIG).is_file():
-        raise InputError(f"{folder}: no {name} tokenizer there, expected a folder with {CONFIG} and model.safetensors")
+        raise InputError(f"{folder}: no {name} there, expected a folder with {CONFIG} and model.safetensors")
     try:
         with quietly():
             return kind.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: no {name} tokenizer that can be opened ({error})") from None
+        raise InputError(f"{folder}: no {name} that can be opened ({error})") from None
 
 
 @contextmanager

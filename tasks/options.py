@@ -19,11 +19,13 @@ class Options:
     speculative: ids drafted ahead in each pass of the transformer, of which the right ones are kept; 0 is off.
     temperature, top_k, top_p: for all id ranges alike. sound: False leaves out the sound where it comes with a video.
     keep_known: give the pixels that the input has back as they were, at its own size (inpainting, outpainting).
+    superres: enlarge the frames with the model's super-resolution head.
     """
 
     seed: int = 0
     sound: bool = True
     keep_known: bool = False
+    superres: bool = False
     speculative: int = 0
     guidance_scale: float | None = None
     temperature: float | None = None

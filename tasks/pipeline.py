@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +14,30 @@ from safetensors import SafetensorError
 from lm import LM, Engine, Vocabulary
 from tasks.check import check_levels, check_seed, check_size
 from tasks.codec import Codec
+from tasks.enlarge import SCALE
 from tasks.errors import InputError
 from tasks.generation import Generator
-from tasks.model_folder import PARTS, PoetConfig, find_model, model_card, quietly, read_config
+from tasks.journal import Journal
+from tasks.model_folder import (
+    PARTS,
+    SUPERRES,
+    PoetConfig,
+    find_model,
+    model_card,
+    open_superres,
+    quietly,
+    read_config,
+)
 from tasks.options import Progress
 from tasks.reconstruct import reconstructed
 from tasks.sequence import audio_ranges
 from tasks.source import Media, Source
-from tasks.story import Journal, Prompts
+from tasks.story import Prompts
 from tasks.stream import Stream, join
 from tasks.table import get_task
 from tokenizers_av.audio import AudioTokenizer
 from tokenizers_av.clip import Clip, ClipWriter, check_output
+from tokenizers_av.superres import SuperRes
 from tokenizers_av.text import TextTokenizer
 from tokenizers_av.video import VideoTokenizer
 
@@ -43,6 +56,7 @@ class AVPoet:
     Every method is deterministic: the same inputs and seed give the same frames and samples. Options left at None are
     the model's own settings. `progress(done, total)` is told after each drawn id. Lists of prompts, media or seeds give
     lists of clips (see `generate`).
+    `superres_head` is None where the model has none.
     Wrong values raise InputError, files that do not fit raise MediaError; both are ValueErrors.
     """
 
@@ -54,6 +68,7 @@ class AVPoet:
         lm: LM,
         config: PoetConfig,
         *,
+        superres: SuperRes | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         compile: bool = False,
@@ -65,7 +80,9 @@ class AVPoet:
         _check_fit(video_tokenizer, audio_tokenizer, text_tokenizer, lm.vocabulary, config)
         self.codec = Codec(video_tokenizer, audio_tokenizer, text_tokenizer, config, self.device)
         self.lm = lm.to(self.device, self.dtype).eval()  # type: ignore[arg-type]
+        self.superres_head = None if superres is None else superres.to(self.device, self.dtype).eval()
         engine = Engine(self.lm, compile=compile, int8=int8)
+        self._rounding = {"compile": compile, "int8": int8}
         self.generator = Generator(engine, lm.vocabulary, config.layout, config.sampling)
 
     @classmethod
@@ -98,7 +115,8 @@ class AVPoet:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"model folder {str(folder)!r} cannot be loaded: {reason}") from error
-        return cls(*parts, config, device=device, dtype=dtype, compile=compile, int8=int8)
+        superres = open_superres(folder / SUPERRES) if (folder / SUPERRES).exists() else None
+        return cls(*parts, config, superres=superres, device=device, dtype=dtype, compile=compile, int8=int8)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, README.md and the four parts (the transformer in its `dtype`) into a folder."""
@@ -108,6 +126,8 @@ class AVPoet:
         parts: dict[str, Any] = dict(
             zip(PARTS, (self.codec.video, self.codec.audio, self.codec.text, self.lm), strict=True)
         )
+        if self.superres_head is not None:
+            parts[SUPERRES] = self.superres_head
         with quietly():
             for name, part in parts.items():
                 part.save_pretrained(target / name)
@@ -162,6 +182,7 @@ class AVPoet:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        superres: bool = False,
         progress: Progress | None = None,
     ) -> Clip:
         """A video with sound from nothing but a seed; options as in `text_to_video`."""
@@ -178,6 +199,7 @@ class AVPoet:
         top_k: int | None = None,
         top_p: float | None = None,
         negative_prompt: str | None = None,
+        superres: bool = False,
         progress: Progress | None = None,
     ) -> Clip:
         """One image, a Clip of one frame; options as in `text_to_video`."""
@@ -196,6 +218,7 @@ class AVPoet:
         top_k: int | None = None,
         top_p: float | None = None,
         negative_prompt: str | None = None,
+        superres: bool = False,
         progress: Progress | None = None,
     ) -> Clip:
         """A video of what the prompt says, with its sound.
@@ -205,6 +228,7 @@ class AVPoet:
         guidance_scale: 1 follows the model as it is, more follows the prompt closer. temperature: 0 always takes the
         likeliest id. top_k, top_p: draw from the likeliest ids only. negative_prompt: what not to show. speculative:
         ids drafted ahead in each pass, of which the right ones are kept: fewer passes, other clips of equal kind.
+        superres: frames four times as high and wide, see `superres`.
         """
         return self.generate("text_to_video", **_given(locals()))
 
@@ -239,6 +263,7 @@ class AVPoet:
         top_k: int | None = None,
         top_p: float | None = None,
         negative_prompt: str | None = None,
+        superres: bool = False,
         progress: Progress | None = None,
     ) -> Clip:
         """A video that begins with an image: a file, or the first frame of a clip. Options as in `text_to_video`."""
@@ -258,6 +283,7 @@ class AVPoet:
         top_k: int | None = None,
         top_p: float | None = None,
         negative_prompt: str | None = None,
+        superres: bool = False,
         progress: Progress | None = None,
     ) -> Clip:
         """The last second of a video and what follows it; `seconds` counts both. Options as in `text_to_video`."""
@@ -276,6 +302,7 @@ class AVPoet:
         top_k: int | None = None,
         top_p: float | None = None,
         negative_prompt: str | None = None,
+        superres: bool = False,
         progress: Progress | None = None,
     ) -> Clip:
         """A clip of the model's length that begins like `image` and ends like `last`; the proportions are those of
@@ -297,9 +324,10 @@ class AVPoet:
         top_k: int | None = None,
         top_p: float | None = None,
         negative_prompt: str | None = None,
+        superres: bool = False,
         progress: Progress | None = None,
     ) -> Clip:
-        """The video with the hole of a mask painted anew, at the model's rate, in the proportions of the video.
+        """The video, with its own sound, and the hole of a mask painted anew; at the model's rate, in its proportions.
 
         mask: "X,Y,W,H" or four ints, a box in pixels of the video; an image or a video, white where the hole is; a
         tensor (H, W) or (T, H, W). keep_known: at the size of the video, its own pixels untouched outside of the hole.
@@ -325,9 +353,10 @@ class AVPoet:
         top_k: int | None = None,
         top_p: float | None = None,
         negative_prompt: str | None = None,
+        superres: bool = False,
         progress: Progress | None = None,
     ) -> Clip:
-        """The video with new picture around it, at the model's rate, in the proportions of the larger picture.
+        """The video, with its own sound, and new picture around it; at the model's rate, in the larger proportions.
 
         left, top, right, bottom: how much, in pixels of the video. keep_known: at the size of the video and what is
         added, its own pixels untouched. Other options as in `text_to_video`; `seconds` cuts the video.
@@ -348,13 +377,14 @@ class AVPoet:
         top_k: int | None = None,
         top_p: float | None = None,
         negative_prompt: str | None = None,
+        superres: bool = False,
         progress: Progress | None = None,
     ) -> Clip:
         """What moves in the video, in the look of the prompt, at the model's rate, in the proportions of the video.
 
-        Optical flow is read off the video, and depth by `depth`, a depth model of transformers (a folder, a hub name or
-        a `tasks.structure.DepthModel`); without one the brightness takes its place. Other options as in
-        `text_to_video`; `seconds` cuts the video.
+        Its own sound comes with it. Optical flow is read off the video, and depth by `depth`, a depth model of
+        transformers (a folder, a hub name or a `tasks.structure.DepthModel`); without one the brightness takes its
+        place. Other options as in `text_to_video`; `seconds` cuts the video.
         """
         return self.generate("stylization", **_given(locals()))
 
@@ -386,6 +416,7 @@ class AVPoet:
         top_k: int | None = None,
         top_p: float | None = None,
         negative_prompt: str | None = None,
+        superres: bool = False,
         progress: Progress | None = None,
     ) -> Clip:
         """A video for a sound, which is given back with it; `seconds` cuts it. Options as in `text_to_video`."""
@@ -404,6 +435,7 @@ class AVPoet:
         top_k: int | None = None,
         top_p: float | None = None,
         negative_prompt: str | None = None,
+        superres: bool = False,
         progress: Progress | None = None,
     ) -> Clip:
         """The last second of a video that has sound, and what follows of both; `seconds` counts both.
@@ -427,6 +459,7 @@ class AVPoet:
         top_k: int | None = None,
         top_p: float | None = None,
         negative_prompt: str | None = None,
+        superres: bool = False,
         progress: Progress | None = None,
     ) -> Clip | None:
         """The clip at the model's size and rate, followed by `seconds` of what comes next.
@@ -440,9 +473,11 @@ class AVPoet:
             return join(self.stream.extend(clip, seconds, prompts, **options))
         check_output(out)
         told = {k: v for k, v in options.items() if k != "progress"}
-        request = {"clip": _name_of(clip), "seconds": seconds, "prompts": prompts, "model": self._identity(), **told}
+        name = _name_of(Source(clip, need="video"))
+        request = {"clip": name, "seconds": seconds, "prompts": prompts, "model": self._identity(), **told}
         rate = self.codec.sample_rate if sound else None
-        writer = ClipWriter(out, fps=self.config.layout.fps, size=self.config.size, sample_rate=rate)
+        height, width = (side * (SCALE if superres else 1) for side in self.config.size)
+        writer = ClipWriter(out, fps=self.config.layout.fps, size=(height, width), sample_rate=rate)
         journal = None if str(out) == "-" else Journal(out, request, writer.temporary)
         done = False
         try:
@@ -456,9 +491,19 @@ class AVPoet:
                 journal.close(done)
         return None
 
+    def superres(
+        self, clip: Media, scale: int = 4, *, steps: int | None = None, noise: float | None = None, seed: int = 0
+    ) -> Clip:
+        """The clip `scale` (2 or 4) times as high and wide, at its own rate, with its own sound.
+
+        Frames go through the head as they are, whatever made them. steps: 1, 2, 4 or 8, more for more detail; noise:
+        from 0, which makes nothing up, to the head's `max_noise`; None is the head's own setting.
+        """
+        return join(self.stream.superres(clip, scale, steps=steps, noise=noise, seed=seed))
+
     def _identity(self) -> str:
         """What tells this model from others, for going on with what another run of it began."""
-        weights = hashlib.sha256()
+        weights = hashlib.sha256(json.dumps([self.config.to_dict(), self._rounding]).encode())
         for part in (self.codec.video, self.codec.audio, self.lm):
             for name, value in part.state_dict().items():
                 weights.update(f"{name} {value.dtype} {value.double().sum().item()!r}".encode())
@@ -509,8 +554,9 @@ def _cpu_has_bf16() -> bool:
     return bool(ask is not None and ask())
 
 
-def _name_of(clip: Media) -> str:
+def _name_of(source: Source) -> str:
     """What tells one clip from another."""
+    clip = source.media
     if not isinstance(clip, Clip):
         stat = os.stat(clip)
         return f"{os.path.abspath(clip)} {stat.st_size} {stat.st_mtime_ns}"

@@ -29,6 +29,7 @@ class Source:
             self.has_video, self.has_audio = media.frames is not None, media.samples is not None
             self.seconds: float | None = media.seconds
             self.is_image = media.n_frames == 1
+            self.sample_rate = media.sample_rate if self.has_audio else None
             if media.samples is not None:
                 try:
                     check_samples(media.samples[None])
@@ -37,7 +38,7 @@ class Source:
         else:
             with ClipReader(media) as reader:
                 self.has_video, self.has_audio, self.seconds = reader.has_video, reader.has_audio, reader.seconds
-                self.is_image = reader.info.is_image
+                self.is_image, self.sample_rate = reader.info.is_image, reader.info.sample_rate
         self.name = "the clip" if isinstance(media, Clip) else str(media)
         if need == "video" and not self.has_video:
             raise MediaError(f"{self.name}: has no picture; a video, gif or image is needed")

@@ -1,21 +1,13 @@
-"""What a long video is told by and kept in: prompts with their times, and a journal from which it can go on."""
+"""What a long video is told by: prompts over time."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from tasks.check import check_prompt
 from tasks.errors import InputError
-from tasks.sequence import TokenSample
 
 Prompts = Sequence["str | tuple[float, str]"] | str | None
 
@@ -73,80 +65,3 @@ def parse_prompt(text: str) -> str | tuple[float, str]:
             second = second * 60 + float(part)
         return second, rest.strip()
     return text
-
-
-class Journal:
-    """The windows of a long video as they were drawn: a hidden file beside the result, one line of JSON for each.
-
-    A run that was killed is made again from it, without drawing anything twice; the decoders give the same frames. A
-    line that was cut off is dropped. A journal of another request is begun anew. `part` is the unfinished file that
-    this run writes: that of a run which was killed is removed.
-    """
-
-    def __init__(self, out: str | os.PathLike[str], request: dict[str, Any], part: Path | None = None) -> None:
-        target = Path(os.fspath(out)).absolute()
-        self.path = target.with_name(f".{target.name}.windows")
-        self.key = hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()
-        self.n_known = self.n_new = 0
-        self._remove_old_part()
-        fresh = self.path.with_name(self.path.name + ".new")
-        with open(fresh, "w", encoding="utf-8") as file:
-            file.write(json.dumps({"request": self.key, "part": part and part.name}) + "\n")
-            for line in self._lines():
-                file.write(line)
-                self.n_known += 1
-        fresh.replace(self.path)
-        self._old = open(self.path, encoding="utf-8")  # noqa: SIM115  both are closed by `close`
-        self._old.readline()
-        self._new = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
-
-    def _remove_old_part(self) -> None:
-        try:
-            with open(self.path, encoding="utf-8") as file:
-                name = json.loads(file.readline()).get("part")
-        except (OSError, ValueError, AttributeError):
-            return
-        if isinstance(name, str) and name == Path(name).name and name.startswith("."):
-            part = self.path.with_name(name)
-            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
-
-    def _lines(self) -> Iterator[str]:
-        """The whole lines of windows of this request that are there, if any."""
-        try:
-            with open(self.path, encoding="utf-8") as file:
-                if json.loads(file.readline()).get("request") != self.key:
-                    return
-                for text in file:
-                    if not text.endswith("\n"):
-                        return
-                    yield text
-        except (OSError, ValueError, AttributeError):
-            return
-
-    def read(self, window: int) -> Iterator[TokenSample] | None:
-        """The blocks of the next window (from 1, in order), or None where it was not drawn yet."""
-        if window > self.n_known:
-            return None
-        line = json.loads(self._old.readline())
-        parts = [TokenSample(video=torch.tensor(line["video"]))]
-        if line["audio"] is not None:
-            parts.append(TokenSample(audio=torch.tensor(line["audio"])))
-        return iter(parts)
-
-    def write(self, window: int, made: TokenSample) -> None:
-        """Keep a window that was drawn."""
-        if window <= self.n_known:
-            return
-        assert made.video is not None
-        line = {"video": made.video.tolist(), "audio": None if made.audio is None else made.audio.tolist()}
-        self.n_new += 1
-        self._new.write(json.dumps(line) + "\n")
-        self._new.flush()
-        os.fsync(self._new.fileno())
-
-    def close(self, done: bool) -> None:
-        """Put it away; what is done, or has not begun, needs no journal."""
-        self._old.close()
-        self._new.close()
-        if done or not self.n_known + self.n_new:
-            self.path.unlink(missing_ok=True)

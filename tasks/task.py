@@ -7,6 +7,7 @@ task is one new row.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -75,7 +76,7 @@ class Argument:
     default: Any = None  # of one that is not required
 
 
-class Conditioner:
+class Conditioner(ABC):
     """Makes the conditioning clip of one video, window by window, in order; windows may overlap.
 
     `canvas` (H, W) is the whole picture that the task makes, in pixels of the video, of which `source` is the size;
@@ -85,9 +86,9 @@ class Conditioner:
     def __init__(self, source: tuple[int, int], size: tuple[int, int], fps: float) -> None:
         self.canvas, self.size = source, size
 
+    @abstractmethod
     def frames(self, frames: Tensor, first: int) -> Tensor:
         """The conditioning clip (T, *size, 3) of frames (T, h, w, 3) uint8, which begin with frame `first`."""
-        raise NotImplementedError
 
     def composite(self, made: Tensor, frames: Tensor, first: int) -> Tensor:
         """What was made (T, *canvas, 3), with the pixels that the video gives as they are."""

@@ -40,7 +40,7 @@ def test_every_command_parses(words: list[str]) -> None:
 def test_both_programs_are_shown() -> None:
     assert {words[0] for words in commands()} == set(PARSERS)
     shown = {words[1] for words in commands() if words[0] == "avpoet"}
-    assert shown == {"generate", "extend", "reconstruct", "tasks", "info"}
+    assert shown == {"generate", "extend", "reconstruct", "superres", "tasks", "info"}
 
 
 def test_the_python_examples_compile() -> None:

@@ -15,6 +15,7 @@ STAGES = {
     "audio-tokenizer": "causal SEANet with residual vector quantization",
     "text-tokenizer": "sentencepiece on the captions of the data",
     "lm": "the transformer, on ids made with trained tokenizers",
+    "superres": "the super-resolution head, on clips as a trained video tokenizer decodes them",
 }
 
 
@@ -30,7 +31,7 @@ def parser() -> Parser:
                  example="avpoet-train all --preset tiny --out runs/mine --max-minutes 60")  # fmt: skip
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, summary in STAGES.items():
-        extra = " --tokenizers runs/mine" if name == "lm" else ""
+        extra = " --tokenizers runs/mine" if name in ("lm", "superres") else ""
         limit = "" if name == "text-tokenizer" else " --max-minutes 10"
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".",
                                       example=f"avpoet-train {name} --preset tiny --data playground "
@@ -46,6 +47,9 @@ def parser() -> Parser:
                                  help="predict N ids at a time: fewer steps, other quality (default: 1)")
             command.add_argument("--visual-factors", type=int, choices=(1, 2), metavar="N",
                                  help="write a visual id as 1 or 2 values (default: 2 above 2^14 ids)")
+        if name == "superres":
+            command.add_argument("--tokenizers", type=Path, required=True, help="folder that holds video_tokenizer")
+            command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained head")
         if name == "video-tokenizer":
             _video(command)
         if name == "audio-tokenizer":
@@ -134,6 +138,8 @@ def _main(argv: Sequence[str]) -> int:
         lm = stages.LMOptions(tokenizers=args.tokenizers, tokens=args.tokens, init=args.init,
                               block_size=args.block_size, visual_factors=args.visual_factors)  # fmt: skip
         metrics: dict = stages.train_lm(args.out, options, lm)
+    elif args.command == "superres":
+        metrics = stages.train_superres(args.out, options, args.tokenizers, args.init)
     elif args.command == "video-tokenizer":
         video = stages.VideoOptions(
             quantizer=args.quantizer, init=args.init, inflate=args.inflate, lr=args.lr, image_share=args.image_share,

@@ -7,6 +7,7 @@ from typing import Any
 
 from train.audio_training import AudioTraining
 from train.data import MediaSpec
+from train.superres_training import SuperResTraining
 from train.video_training import VideoTraining
 
 
@@ -16,8 +17,10 @@ class ChainPreset:
     video: str  # preset names of the parts
     audio: str
     lm: str
+    superres: str
     video_training: VideoTraining = field(default_factory=VideoTraining)
     audio_training: AudioTraining = field(default_factory=AudioTraining)
+    superres_training: SuperResTraining = field(default_factory=SuperResTraining)
     text_vocab: int = 512
     n_captions: int = 20_000  # for the text tokenizer, where the data has no end
     n_clips: int = 8_192  # turned into ids for the transformer; later epochs see them again
@@ -30,6 +33,11 @@ class ChainPreset:
     def clip_spec(self) -> MediaSpec:
         """Of the clips that the transformer learns from: twice as long as its own, to learn how clips go on."""
         return replace(self.spec, n_frames=2 * self.spec.n_frames - 1)
+
+    @property
+    def large_spec(self) -> MediaSpec:
+        """Of the clips that the super-resolution head learns to make."""
+        return replace(self.spec, size=4 * self.spec.size)
 
 
 _SAMPLING = {
@@ -45,22 +53,22 @@ _PAPER = VideoTraining(lr=1e-3, ema=0.999, entropy_boost=3.0, adversarial_weight
 _ENCODEC = AudioTraining(lr=1e-3, ema=0.999, adversarial_weight=3.0, stft_width=32, wave_width=32)
 _LARGE: dict[str, Any] = {
     "video_training": _PAPER, "audio_training": _ENCODEC, "text_vocab": 8_192, "sampling": _SAMPLING,
-    "batch_size": {"video-tokenizer": 16, "audio-tokenizer": 64, "lm": 64},
+    "batch_size": {"video-tokenizer": 16, "audio-tokenizer": 64, "lm": 64, "superres": 64},
 }  # fmt: skip
 
 CHAINS: dict[str, ChainPreset] = {
     "debug": ChainPreset(
-        spec=MediaSpec(n_frames=5, size=16), video="debug", audio="debug", lm="debug",
-        audio_training=AudioTraining(seconds=0.5),
+        spec=MediaSpec(n_frames=5, size=16), video="debug", audio="debug", lm="debug", superres="debug",
+        audio_training=AudioTraining(seconds=0.5), superres_training=SuperResTraining(n_frames=5, crop=32),
         text_vocab=320, n_captions=200, n_clips=24, n_images=24, n_test=4,
-        batch_size={"video-tokenizer": 2, "audio-tokenizer": 2, "lm": 2},
+        batch_size={"video-tokenizer": 2, "audio-tokenizer": 2, "lm": 2, "superres": 2},
     ),
     "tiny": ChainPreset(
-        spec=MediaSpec(), video="tiny", audio="tiny", lm="tiny",
-        batch_size={"video-tokenizer": 16, "audio-tokenizer": 16, "lm": 32}, sampling=_SAMPLING,
+        spec=MediaSpec(), video="tiny", audio="tiny", lm="tiny", superres="tiny",
+        batch_size={"video-tokenizer": 16, "audio-tokenizer": 16, "lm": 32, "superres": 8}, sampling=_SAMPLING,
     ),
-    "base": ChainPreset(spec=MediaSpec(size=128), video="base", audio="base", lm="300m", **_LARGE),
+    "base": ChainPreset(spec=MediaSpec(size=128), video="base", audio="base", lm="300m", superres="base", **_LARGE),
     "base-24khz": ChainPreset(spec=MediaSpec(size=128, sample_rate=24000), video="base", audio="base-24khz", lm="300m",
-                              **_LARGE),
-    "large": ChainPreset(spec=MediaSpec(size=128), video="large", audio="base", lm="1b", **_LARGE),
+                              superres="base", **_LARGE),
+    "large": ChainPreset(spec=MediaSpec(size=128), video="large", audio="base", lm="1b", superres="base", **_LARGE),
 }  # fmt: skip

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lm import LM, LMConfig
     from tokenizers_av.video import VideoTokenizer, VideoTokenizerConfig
 
-DEFAULT_MINUTES = {"video-tokenizer": 30.0, "audio-tokenizer": 10.0, "lm": 50.0}
+DEFAULT_MINUTES = {"video-tokenizer": 30.0, "audio-tokenizer": 10.0, "lm": 50.0, "superres": 60.0}
 # shares of `--max-minutes` of a whole chain; making ids and saving takes what is left
 CHAIN_SHARES = {"video-tokenizer": 0.32, "audio-tokenizer": 0.10, "lm": 0.50}
 
@@ -161,7 +161,7 @@ def _start_from(folder: Path, config: VideoTokenizerConfig) -> VideoTokenizer:
     return tokenizer
 
 
-def _check_config(folder: Path, config: Any, found: Any, cure: str) -> None:
+def _check_config(folder: Path | None, config: Any, found: Any, cure: str) -> None:
     """Raise InputError naming each field in which the tokenizer found in `folder` differs from the preset."""
     if found != config:
         names = [f.name for f in fields(config) if getattr(config, f.name) != getattr(found, f.name)]
@@ -313,6 +313,37 @@ def train_lm(out: Path, options: Options, lm: LMOptions) -> dict[str, float]:
     return fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
 
 
+def train_superres(out: Path, options: Options, tokenizers: Path, init: Path | None = None) -> dict[str, float]:
+    """Train a super-resolution head into folder `out`, on clips as the video tokenizer in `tokenizers` decodes them.
+
+    Beside the folders of the other parts it belongs to that model. `init`: folder of a trained head to start from.
+    Raises InputError.
+    """
+    from tasks.model_folder import open_superres, open_video_tokenizer
+    from tokenizers_av.superres import SuperRes, superres_config
+    from train.superres import SuperResJob
+
+    chain = options.chain
+    config = superres_config(chain.superres)
+    tokenizer = open_video_tokenizer(tokenizers / "video_tokenizer").float()
+    train, test = options.source(augment=True), options.source("test")
+    test.batch(range(1), chain.large_spec, audio=False)  # raises here, not after hours, where no file can be read
+    _seed(options.seed)
+    head = SuperRes(config) if init is None else open_superres(init).float()
+    _check_config(init, config, head.config, "choose its --preset")
+    try:
+        job = SuperResJob(head, tokenizer, train, test, chain.large_spec, batch_size=options.batch("superres"),
+                          seed=options.seed, training=chain.superres_training)  # fmt: skip
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    announce("superres", out, options, model=asdict(config), training=asdict(job.training), tokenizers=str(tokenizers),
+             init=str(init) if init else None)  # fmt: skip
+    results = fit(job, out, replace(options.loop(job.name), n_evaluate=16), resume=options.resume,
+                  device=options.device)  # fmt: skip
+    report_skipped(train, test)
+    return results
+
+
 def _lm_from(folder: Path, config: LMConfig) -> LM:
     """The transformer in `folder`, to predict as many ids at a time as `config` has; raises InputError where it is
     none, or not one of `config` otherwise."""
@@ -424,13 +455,14 @@ def export(out: Path, folder: Path) -> None:
     from tasks.model_folder import quietly
 
     poet = AVPoet.from_pretrained(out, device="cpu", dtype="float32")
-    for part in (poet.codec.video, poet.codec.audio, poet.lm):
-        part.to(torch.float16)
+    for part in (poet.codec.video, poet.codec.audio, poet.lm, poet.superres_head):
+        if part is not None:
+            part.to(torch.float16)
     poet.save_pretrained(folder)
     (folder / "lm/model.safetensors").unlink(missing_ok=True)
     with quietly():
         poet.lm.save_pretrained(folder / "lm", max_shard_size="12MB")  # files that every git host takes
-    for part in ("video_tokenizer", "audio_tokenizer"):
+    for part in ("video_tokenizer", "audio_tokenizer", "superres"):
         (folder / part / "README.md").unlink(missing_ok=True)  # the card of the whole model says it all
 
 

@@ -126,6 +126,7 @@ def bad(*words: str) -> object:
         bad("generate", "inpainting", "{clip}", "--mask", "0,0,90,12", "--out", "{tmp}/x.mp4"),
         bad("generate", "inpainting", "{clip}", "--mask", "{tmp}/none.png", "--out", "{tmp}/x.mp4"),
         bad("generate", "inpainting", "{clip}", "--mask", "0,0,32,24", "--out", "{tmp}/x.mp4"),
+        bad("generate", "inpainting", "{clip}", "--mask", "0,0,9,9", "--out", "{tmp}/x.wav"),
         bad("generate", "outpainting", "{clip}", "--out", "{tmp}/x.mp4"),
         bad("generate", "outpainting", "{clip}", "--left", "-8", "--out", "{tmp}/x.mp4"),
         bad("generate", "outpainting", "{clip}", "--left", "1.5", "--out", "{tmp}/x.mp4"),
@@ -229,7 +230,8 @@ def test_generate_writes_what_was_asked_for(task, debug_model, clip_file, photo,
     }.get(task, 9 / 8)  # fmt: skip
     assert abs(made.seconds - seconds) < 0.07
     row = TASKS[task.replace("-", "_")]
-    silent = "--no-sound" in words or out.suffix == ".gif" or not (row.output("audio") or row.input("audio"))
+    heard = row.output("audio") or row.argument_of_length  # a new sound, or that of the input
+    silent = "--no-sound" in words or out.suffix == ".gif" or not heard
     assert (made.samples is None) == silent
     assert list(tmp_path.iterdir()) == [out]
 
@@ -240,6 +242,14 @@ def test_sound_that_a_file_cannot_hold_is_not_made(debug_model, photo, tmp_path,
     assert "sound = False" in capsys.readouterr().err
     assert main(["extend", str(photo), "--out", str(tmp_path / "y.gif"), *model]) == 0
     assert "sound = False" in capsys.readouterr().err
+
+
+def test_a_video_without_sound_is_painted_without_a_sound_track(debug_model, silent_file, clip_file, tmp_path):
+    words = ["generate", "inpainting", "--mask", "4,4,16,12", "--seconds", "0.5", "--model", str(debug_model)]
+    for media, name, sound in ((silent_file, "x.mp4", False), (clip_file, "y.mp4", True), (clip_file, "z.gif", False)):
+        assert main([*words, str(media), "--out", str(tmp_path / name)]) == 0
+        assert read_clip(tmp_path / name).n_frames == 4
+        assert (read_clip(tmp_path / name).samples is not None) == sound
 
 
 SOUND = ["sound seconds", "sound kbit/s", "sound mel distance", "sound SI-SDR", "sound SNR",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import av
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tasks import TASKS, InputError
 from tasks.options import Options
 from tasks.sequence import TokenSample
+from tasks.sliding import even_size
 from tasks.source import Source
-from tasks.stream import even_size, join
-from tokenizers_av.clip import Clip
+from tasks.stream import join
+from tasks.task import Conditioner
+from tokenizers_av.clip import Clip, read_clip
 
 
 def noise(n: int, height: int = 24, width: int = 40) -> Clip:
@@ -102,6 +106,79 @@ def test_what_is_known_of_an_answer_is_given_back(poet):
     assert len(made[-2].video) == layout.latent_frames
 
 
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_what_is_known_is_given_back_by_speculative_decoding_too(poet, temperature):
+    layout, row = poet.config.layout, TASKS["unconditional"]
+    video = torch.arange(2 * layout.height * layout.width).view(2, layout.height, layout.width) % 16
+    audio = torch.arange(layout.n_codebooks * 3).view(layout.n_codebooks, 3) % 16
+    known = TokenSample(video=video, audio=audio)
+    plain, drafted = (
+        list(poet.generator.blocks(row, TokenSample(), Options(temperature=temperature, speculative=n), seed=0,
+                                   sound=True, known=known))
+        for n in (0, 2)
+    )  # fmt: skip
+    assert torch.equal(drafted[-2].video[:2], video) and torch.equal(drafted[-1].audio[:, :3], audio)
+    assert drafted[-2].video.shape == (layout.latent_frames, layout.height, layout.width)
+    assert drafted[-1].audio.shape == (layout.n_codebooks, layout.audio_frames)
+    if temperature == 0:
+        assert torch.equal(drafted[-2].video, plain[-2].video) and torch.equal(drafted[-1].audio, plain[-1].audio)
+
+
+def with_sound(n: int, rate: int = 16000) -> Clip:
+    samples = 0.5 * torch.rand(n * rate // 8, generator=torch.Generator().manual_seed(n)) - 0.25
+    return Clip(noise(n).frames, 8.0, samples, rate)
+
+
+OF_VIDEOS = {
+    "inpainting": {"mask": (4, 6, 20, 10), "keep_known": True}, "outpainting": {"top": 6},
+    "stylization": {"prompt": "a ball"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", OF_VIDEOS)
+def test_what_is_made_of_a_video_keeps_its_sound(poet, task):
+    clip, given = with_sound(30), OF_VIDEOS[task]
+    parts = list(poet.stream.generate(task, video=clip, **given))
+    assert len(parts) > 3 and all(len(p.samples) == p.n_frames * 2000 for p in parts)  # as it goes
+    made = join(parts)
+    assert made.sample_rate == 16000 and torch.equal(made.samples, clip.samples)
+    assert torch.equal(made.frames, poet.generate(task, video=noise(30), **given).frames)
+    cut = poet.generate(task, video=clip, seconds=1.5, **given)
+    assert torch.equal(cut.samples, clip.samples[:24000])
+    other = poet.generate(task, video=with_sound(30, 8000), **given)
+    assert other.sample_rate == 16000 and len(other.samples) == 60000 and other.samples.abs().max() > 0.1
+    short = Clip(clip.frames, 8.0, clip.samples[:9000], 16000)
+    assert torch.equal(poet.generate(task, video=short, **given).samples, F.pad(short.samples, (0, 51000)))
+
+
+def test_without_a_sound_of_its_own_a_video_gets_none(poet):
+    for task, given in OF_VIDEOS.items():
+        assert poet.generate(task, video=noise(9), **given).samples is None
+        assert poet.generate(task, video=with_sound(1), **given).samples is None  # a still image
+        assert poet.generate(task, video=with_sound(9), sound=False, **given).samples is None
+    assert poet.frame_interpolation(with_sound(9), with_sound(9)).samples is None
+
+
+def test_the_sound_of_a_file_comes_with_its_picture(poet, clip_file):
+    made = poet.stylization(clip_file, "a red ball", seconds=1.5)
+    wanted = read_clip(clip_file, seconds=1.5).samples
+    assert torch.equal(made.samples, wanted) and wanted.abs().max() > 0.1
+
+
+def test_a_track_that_holds_no_sound_is_silence(poet, tmp_path):
+    path = tmp_path / "empty.mkv"
+    with av.open(str(path), "w") as file:
+        picture = file.add_stream("libx264", rate=8)
+        picture.width = picture.height = 32
+        file.add_stream("aac", rate=16000)
+        for _ in range(9):
+            file.mux(picture.encode(av.VideoFrame(32, 32, "yuv420p")))
+        file.mux(picture.encode(None))
+    assert Source(path).has_audio
+    made = poet.stylization(path, "a red ball")
+    assert len(made.samples) == made.n_frames * 2000 and not made.samples.any()
+
+
 def test_interpolation_begins_and_ends_as_shown(poet):
     first, last = noise(3), noise(1)
     made = poet.frame_interpolation(first, last)
@@ -134,3 +211,12 @@ def test_wrong_combinations_are_said_before_anything_runs(poet, monkeypatch, tas
     monkeypatch.setattr(type(poet.generator), "blocks", lambda *a, **k: pytest.fail("ran the model"))
     with pytest.raises(InputError, match=says):
         poet.generate(task, **{"video": noise(9), **given})
+
+
+def test_a_conditioner_without_frames_cannot_be_made():
+    class Forgetful(Conditioner):
+        def composite(self, made, frames, first):
+            return frames
+
+    with pytest.raises(TypeError, match="frames"):
+        Forgetful((24, 40), (16, 16), 8.0)

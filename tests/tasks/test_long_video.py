@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from tasks import InputError
-from tasks.long_video import Past, n_carried, next_row, steps
+from tasks.journal import Journal
+from tasks.long_video import Ending, Past, Track, n_carried, next_row, steps
 from tasks.sequence import TokenSample
-from tasks.story import Journal, Story, parse_prompt
+from tasks.source import Source
+from tasks.story import Story, parse_prompt
 from tasks.stream import join
-from tokenizers_av.clip import read_clip
+from tokenizers_av.clip import Clip, MediaError, read_clip
 
 
 def test_windows_carry_ids_and_nothing_is_coded_again(poet, clip, monkeypatch):
@@ -76,6 +79,17 @@ def test_missing_sound_of_the_past_is_silence(poet):
     assert past.context(1).audio.shape == (layout.n_codebooks, n) and bool((past.context(1).audio[:, -2:] == 1).all())
 
 
+@pytest.mark.parametrize(("n", "kept"), [(1, 1), (4, 1), (5, 5), (9, 5)])
+def test_the_end_of_a_clip_is_its_last_whole_latent_frames(poet, n, kept):
+    frames = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(-1, 16, 16, 3)
+    samples = torch.linspace(-1, 1, 2000 * n)
+    end, clip = Ending(poet.codec), Clip(frames, 8.0, samples, 16000)
+    whole = join(end.read(Source(clip), Track(poet.codec)))
+    assert torch.equal(whole.frames, frames) and torch.equal(whole.samples, samples)
+    assert torch.equal(end.frames, frames[n - kept :]) and torch.equal(end.samples, samples)
+    assert poet.extend(clip, 0.5).n_frames == n + 4
+
+
 @pytest.mark.parametrize("kills", [1, 3])
 def test_a_killed_run_goes_on_to_the_same_file(poet, clip, tmp_path, monkeypatch, kills):
     whole = tmp_path / "whole.mp4"
@@ -99,33 +113,105 @@ def test_a_killed_run_goes_on_to_the_same_file(poet, clip, tmp_path, monkeypatch
     assert sorted(p.name for p in tmp_path.iterdir()) == ["whole.mp4", "x.mp4"]
 
 
-def test_a_journal_of_another_request_is_begun_anew(tmp_path):
-    made = TokenSample(video=torch.arange(8).view(2, 2, 2), audio=torch.arange(4).view(2, 2))
-    journal = Journal(tmp_path / "a.mp4", {"seed": 1})
-    assert journal.read(1) is None
-    journal.write(1, made)
-    journal.write(2, made)
+MADE = TokenSample(video=torch.arange(8).view(2, 2, 2), audio=torch.arange(4).view(2, 2))
+
+
+def begun(folder: Path, request: dict, part: str | None = None) -> Journal:
+    """A journal after its first window was asked for."""
+    journal = Journal(folder / "a.mp4", request, None if part is None else folder / part)
+    journal.read(1)
+    return journal
+
+
+def test_a_journal_is_read_on_and_that_of_another_request_is_begun_anew(tmp_path):
+    journal = begun(tmp_path, {"seed": 1})
+    for window in (1, 2):
+        journal.write(window, MADE)
     journal.close(done=False)
     with open(journal.path, "a") as file:
         file.write('{"video": [[[1')  # cut off
     again = Journal(tmp_path / "a.mp4", {"seed": 1})
+    assert again.n_known == 0
     video, audio = again.read(1)
-    assert torch.equal(video.video, made.video) and torch.equal(audio.audio, made.audio)
+    assert torch.equal(video.video, MADE.video) and torch.equal(audio.audio, MADE.audio)
     assert again.n_known == 2 and again.read(2) is not None and again.read(3) is None
+    again.write(2, MADE)  # known
+    again.write(3, MADE)
     again.close(done=False)
-    other = Journal(tmp_path / "a.mp4", {"seed": 2})
+    third = begun(tmp_path, {"seed": 1})
+    assert third.n_known == 3
+    third.close(done=False)
+    Journal(tmp_path / "a.mp4", {"seed": 2}).close(done=False)  # never asked for a window
+    assert third.path.exists()
+    other = begun(tmp_path, {"seed": 2})
     assert other.n_known == 0 and other.read(1) is None
     other.close(done=False)
     assert not list(tmp_path.iterdir())
-    (tmp_path / ".a.mp4.windows").write_text("nothing of ours")
-    (tmp_path / ".a.part").write_bytes(b"half a file")
-    Journal(tmp_path / "a.mp4", {}, tmp_path / ".a.part").close(done=False)
-    (tmp_path / ".a.mp4.windows").write_text('{"request": "", "part": ".a.part"}\n')
-    Journal(tmp_path / "a.mp4", {}, tmp_path / ".b.part").close(done=False)  # that of a run that was killed
-    assert not (tmp_path / ".a.part").exists()
-    foreign = Journal(tmp_path / "a.mp4", {})
-    assert foreign.n_known == 0
-    foreign.close(done=True)
+
+
+@pytest.mark.parametrize(
+    "text", ["nothing of ours", '{"request": "5e', '["request"]\n', '{"request": KEY, "part": null}']
+)
+def test_a_journal_with_a_damaged_head_is_begun_anew(tmp_path, text):
+    journal = Journal(tmp_path / "a.mp4", {})
+    journal.path.write_text(text.replace("KEY", json.dumps(journal.key)))
+    assert journal.read(1) is None and journal.n_known == 0
+    journal.write(1, MADE)
+    journal.close(done=False)
+    again = begun(tmp_path, {})
+    assert again.n_known == 1
+    again.close(done=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("request_of_next", [{"seed": 1}, {"seed": 2}])
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path, request_of_next):
+    ours, foreign = tmp_path / ".avpoet-1.part", tmp_path / "a.part"
+    for path in (ours, foreign):
+        path.write_bytes(b"half a file")
+        killed = begun(tmp_path, {"seed": 1}, path.name)
+        killed.write(1, MADE)
+        killed.close(done=False)
+        begun(tmp_path, request_of_next, ".avpoet-2.part").close(done=True)
+    assert list(tmp_path.iterdir()) == [foreign]
+
+
+def test_a_run_beside_another_is_refused_and_leaves_its_journal_whole(poet, clip, tmp_path):
+    first = begun(tmp_path, {"seed": 1}, ".avpoet-1.part")
+    first.write(1, MADE)
+    first.part.write_bytes(b"half a file")
+    before = first.path.read_bytes()
+    with pytest.raises(InputError, match="another run is making this video"):
+        poet.extend(clip, 1.0, out=tmp_path / "a.mp4")
+    assert first.path.read_bytes() == before and first.part.exists()
+    assert {p.name for p in tmp_path.iterdir()} == {first.path.name, first.part.name}
+    first.write(2, MADE)
+    first.close(done=False)
+    again = begun(tmp_path, {"seed": 1}, ".avpoet-1.part")
+    assert again.n_known == 2
+    again.close(done=True)
+
+
+def test_wrong_input_leaves_the_journal_of_a_killed_run(poet, clip, tmp_path, monkeypatch):
+    out, blocks, drawn = tmp_path / "x.mp4", type(poet.generator).blocks, []
+
+    def mortal(self, *args, **options):
+        drawn.append(1)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return blocks(self, *args, **options)
+
+    monkeypatch.setattr(type(poet.generator), "blocks", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        poet.extend(clip, 4.0, out=out)
+    for seconds, prompts, options in ((4.0, ["a"] * 9, {}), (-1, None, {}), (4.0, None, {"seed": -1})):
+        with pytest.raises(InputError):
+            poet.extend(clip, seconds, prompts, out=out, **options)
+    with pytest.raises(MediaError):
+        poet.extend(tmp_path / "none.mp4", 4.0, out=out)
+    poet.extend(clip, 4.0, out=out)
+    assert len(drawn) == len(list(steps(poet.config.layout, 2, 32))) + 1  # none was drawn twice
+    assert [p.name for p in tmp_path.iterdir()] == ["x.mp4"]
 
 
 def test_a_story_is_told_in_time():

@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from lm import LM
-from tasks import TASKS, AVPoet, InputError
+from tasks import TASKS, AVPoet, InputError, PoetConfig
 from tasks.cli import default_out
 from tasks.codec import Codec, to_network
 from tasks.long_video import steps
+from tasks.model_folder import SamplingDefaults
 from tasks.reconstruct import Distance, Reconstruction, reconstructed
+from tasks.sliding import even_size
 from tasks.source import Source
-from tasks.stream import even_size, join
+from tasks.stream import join
 from tokenizers_av.clip import Clip, MediaError, read_clip
 
 
@@ -47,7 +49,7 @@ def test_each_task_makes_a_playable_file(task, poet, clip, tmp_path):
         if task.condition is not None:  # in the proportions of the clip, or of what is painted round it
             size = even_size((24, 40) if task.name == "outpainting" else (24, 32), (16, 16))
         assert read.frames.shape == (n_frames, *size, 3) and read.fps == 8
-        if task.output("audio") or task.input("audio"):
+        if task.output("audio") or task.argument_of_length:  # a new sound, or that of the input
             assert len(made.samples) == n_frames * 2000 and abs(len(read.samples) - n_frames * 2000) <= 1
         else:
             assert made.samples is None
@@ -296,11 +298,18 @@ def test_wrong_values_are_refused_at_once(poet, call, match):
         call(poet)
 
 
-def test_wrong_media_are_refused_before_the_first_part(poet, tone, tmp_path):
+def test_wrong_media_are_refused_before_the_first_part(poet, tone, tmp_path, monkeypatch):
     with pytest.raises(MediaError, match="no such file"):
         poet.stream.video_to_audio(tmp_path / "none.mp4")
     with pytest.raises(MediaError, match="no picture"):
         poet.stream.image_to_video(tone)
+    monkeypatch.setattr("tasks.pipeline.ClipWriter", lambda *a, **k: pytest.fail("opened the output first"))
+    for out in (None, tmp_path / "x.mp4"):
+        with pytest.raises(MediaError, match=r"none\.mp4: no such file"):
+            poet.extend(tmp_path / "none.mp4", 1.0, out=out)
+        with pytest.raises(MediaError, match="no picture"):
+            poet.extend(tone, 1.0, out=out)
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_and_loading_changes_nothing(poet, debug_model, tmp_path):
@@ -359,6 +368,14 @@ def test_a_model_without_the_task_says_so(poet):
     frames = torch.zeros(9, 16, 16, 3, dtype=torch.uint8)
     with pytest.raises(InputError, match="not trained for video-to-audio"):
         older.video_to_audio(Clip(frames, 8.0))
+
+
+def test_a_journal_knows_the_model_and_how_it_computes(poet):
+    codec, other = poet.codec, PoetConfig(poet.config.layout, poet.config.size, SamplingDefaults(guidance_scale=3.0))
+    parts = (codec.video, codec.audio, codec.text, poet.lm)
+    again, int8, compiled = (AVPoet(*parts, poet.config, **how) for how in ({}, {"int8": True}, {"compile": True}))
+    known = [p._identity() for p in (poet, int8, compiled, AVPoet(*parts, other))]
+    assert again._identity() == poet._identity() and len(set(known)) == 4
 
 
 def test_device_and_dtype_are_checked(debug_model):

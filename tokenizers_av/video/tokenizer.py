@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from tokenizers_av.hub import HubModel
 from tokenizers_av.video.config import VideoTokenizerConfig
 from tokenizers_av.video.layers import (
     CausalSequential,
@@ -41,7 +39,7 @@ class VideoOutput:
     quantized: Quantized
 
 
-class VideoTokenizer(nn.Module, PyTorchModelHubMixin):
+class VideoTokenizer(nn.Module, HubModel):
     """Video <-> ids, of any size and length.
 
     `encode` and `decode` work one latent frame at a time with carried state: memory does not grow with the length but
@@ -188,15 +186,6 @@ class VideoTokenizer(nn.Module, PyTorchModelHubMixin):
         """(B, t, h, w, C) -> (B, 3, T, H, W)."""
         flow.code = z_q
         return depth_to_space(self.decoder(z_q, flow), self.config.patch).permute(0, 4, 1, 2, 3)
-
-    @classmethod
-    def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
-        """Weights must be all there and fit: the base class would leave what is missing at its random start."""
-        try:
-            return super()._load_as_safetensor(model, model_file, map_location, True)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(f"{Path(model_file).parent}: the weights do not fit config.json ({reason})") from None
 
 
 def adaptive_blocks(dim: int, code_dim: int, n: int) -> list[nn.Module]:

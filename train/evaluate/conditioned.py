@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tasks.masks import random_hole
-from tasks.stream import check_arguments
+from tasks.request import check_arguments
 from tasks.table import get_task
 from tokenizers_av.clip import Clip
 from train.data.playground import Scene, masks

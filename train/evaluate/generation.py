@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lm import Prefix
-from tasks.sequence import TokenSample, plan, prefix, split
+from tasks.options import Options
+from tasks.sequence import TokenSample
 from tasks.table import get_task
+from tasks.task import CONTINUED
 
 if TYPE_CHECKING:
     from tasks.pipeline import AVPoet
@@ -79,61 +80,25 @@ def draw(
     of which the task reads its inputs; what the answer continues is put in front of it. condition: ids (B, t, h, w) of
     conditioning clips. `tick` is called with the number of ids drawn, at each step.
     """
-    task, g = get_task(task_name), poet.generator
-    places, segments = plan(task, g.vocab, g.layout, sound=sound, n_context=n_context, block_size=g.engine.block_size)
+    task, layout = get_task(task_name), poet.config.layout
     samples = []
     for b, caption in enumerate(captions):
         text = poet.codec.encode_text(caption) if caption is not None and task.input("text") else None
-        media = (None if ids is None else ids[b] for ids in (video, audio, condition))
-        samples.append(TokenSample(text, *media))
-    scale = g.defaults.guidance_scale if any(s.text is not None for s in samples) else 1.0
-    conditional = [prefix(task, s, g.vocab, g.layout, n_context) for s in samples]
-    without = [prefix(task, replace(s, text=None), g.vocab, g.layout, n_context) for s in samples] if scale != 1 else []
-    steps = g.engine.stream(
-        Prefix(*map(list, zip(*conditional))),
-        places,
-        unconditional=Prefix(*map(list, zip(*without))) if without else None,
-        guidance_scale=scale,
-        sampling=g.defaults.resolve(None, None, None),
-        seeds=list(seeds),
-    )
-    drawn = []
-    for ids in steps:
-        drawn.append(ids)
-        tick(ids.numel())
-    parts = split(torch.cat(drawn, 1).cpu(), segments, g.vocab)
-    first = {block.kind: block.frames(g.layout.latent_frames, n_context)[0] for block in task.outputs}
-    made, heard = parts.get("video"), parts.get("audio")
-    if made is not None and video is not None and first["video"]:
-        made = torch.cat([video[:, : first["video"]], made], dim=1)
-    if heard is not None and audio is not None and first["audio"]:
-        heard = torch.cat([audio[..., : g.layout.columns(first["audio"])], heard], dim=2)
-    return made, heard
+        samples.append(TokenSample(text, *(None if ids is None else ids[b] for ids in (video, audio, condition))))
+    answers = poet.generator.answers(task, samples, Options(), seeds=seeds, sound=sound, n_context=n_context, tick=tick)
+    made, heard = ([getattr(one, kind) for one in answers] for kind in ("video", "audio"))
+    block = task.output("audio")
+    if heard[0] is not None and audio is not None and block is not None and block.part in CONTINUED:
+        n_columns = layout.columns(block.frames(layout.latent_frames, n_context)[0])
+        heard = [torch.cat(pair, dim=1) for pair in zip(audio[..., :n_columns], heard, strict=True)]
+    return None if made[0] is None else torch.stack(made), None if heard[0] is None else torch.stack(heard)
 
 
-def generate(
-    poet: AVPoet,
-    task_name: str,
-    *,
-    captions: Sequence[str | None],
-    video: Tensor | None = None,
-    audio: Tensor | None = None,
-    condition: Tensor | None = None,
-    seeds: Sequence[int],
-    sound: bool = True,
-    n_context: int = 1,
-    tick: Callable[[int], None] = lambda n: None,
-) -> Media:
-    """What `draw` answers, decoded."""
-    ids = draw(
-        poet, task_name, captions=captions, video=video, audio=audio, condition=condition, seeds=seeds, sound=sound,
-        n_context=n_context, tick=tick,
-    )  # fmt: skip
-    return decode(poet, *ids)
+def generate(poet: AVPoet, task_name: str, **inputs: Any) -> Media:
+    """What `draw` answers to the same inputs, decoded."""
+    return decode(poet, *draw(poet, task_name, **inputs))
 
 
 def n_steps(poet: AVPoet, task_name: str, *, sound: bool = True, n_context: int = 1) -> int:
     """Ids that `generate` draws for one clip."""
-    g = poet.generator
-    block_size = g.engine.block_size
-    return len(plan(get_task(task_name), g.vocab, g.layout, sound=sound, n_context=n_context, block_size=block_size)[0])
+    return poet.generator.n_ids(get_task(task_name), sound=sound, n_context=n_context)

@@ -1,0 +1,77 @@
+"""Memory of the super-resolution head on long videos: `python tests/benchmarks/superres_memory.py --preset tiny`.
+
+Enlarges 60 and 600 frames of 64x64 to 256x256 through `upscale_stream`, fed by a generator, each length in a process of
+its own, and compares the peaks of resident memory. Weights are random. A table goes to stdout, its last line is one
+JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+
+import torch
+from video_peers import conditions
+from video_tokenizer_memory import frames, peak_mib
+
+from tokenizers_av.superres import STEPS, SUPERRES_PRESETS, SuperRes, superres_config
+
+SIZE, SCALE, CHUNK = 64, 4, 4  # frames of a chunk are those of a latent frame, as decoders give them
+LIMIT = 0.10  # claimed: the longer video needs at most this share more
+
+
+def stream(preset: str, steps: int, n_frames: int, threads: int) -> dict[str, float]:
+    """Enlarge `n_frames` in this process, keeping nothing."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    head = SuperRes(superres_config(preset)).eval()
+    before, begun, n_made = peak_mib(), time.perf_counter(), 0
+    for piece in head.upscale_stream(frames(n_frames, SIZE, CHUNK), SCALE, steps=steps):
+        n_made += piece.shape[2]
+        assert piece.shape[3:] == (SCALE * SIZE, SCALE * SIZE)
+    assert n_made == n_frames
+    return {
+        "frames": n_frames,
+        "peak_mib": round(peak_mib(), 1),
+        "before_mib": round(before, 1),  # libraries and weights
+        "fps": round(n_frames / (time.perf_counter() - begun), 2),
+    }
+
+
+def main() -> None:
+    """Parse, run each length in a process of its own, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="tiny", choices=sorted(SUPERRES_PRESETS))
+    parser.add_argument("--steps", type=int, default=4, choices=STEPS)
+    parser.add_argument("--frames", type=int, nargs=2, default=[60, 600], metavar=("SHORT", "LONG"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(stream(args.preset, args.steps, args.worker, args.threads)))
+        return
+    torch.set_num_threads(args.threads)
+    settings = {"preset": args.preset, "dtype": "float32", "steps": args.steps, "size": SIZE, "scale": SCALE,
+                "chunk": CHUNK}  # fmt: skip
+    print(json.dumps({**settings, **conditions()}), flush=True)
+    rows = []
+    print(f"  {'frames':>7} {'peak MiB':>9} {'before MiB':>11} {'fps':>7}")
+    for n in args.frames:
+        again = [sys.executable, *sys.argv, "--worker", str(n)]
+        row = json.loads(subprocess.run(again, stdout=subprocess.PIPE, check=True).stdout)
+        rows.append(row)
+        print(f"  {n:>7} {row['peak_mib']:>9} {row['before_mib']:>11} {row['fps']:>7}", flush=True)
+    short, long = (row["peak_mib"] for row in rows)
+    more = long / short - 1
+    verdict = "pass" if more <= LIMIT else "FAIL"
+    longer = args.frames[1] / args.frames[0]
+    print(f"  {verdict}  {100 * more:+.2f} % at {longer:g} times the length (claimed: at most {LIMIT:.0%})")
+    print(json.dumps({"benchmark": "superres_memory", **conditions(), **settings, "rows": rows,
+                      "difference": round(more, 5), "verdict": verdict}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Super-resolution in the pipeline: as a tool, as an option of every task that makes a picture, and not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tasks import TASKS, AVPoet, InputError
+from tasks.cli import main
+from tasks.stream import join
+from tokenizers_av.clip import Clip, read_clip
+from tokenizers_av.superres import SuperRes, superres_config
+
+
+@pytest.fixture(scope="module")
+def large_model(debug_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The debug model with a head none of whose weights are zero."""
+    folder = tmp_path_factory.mktemp("large") / "model"
+    shutil.copytree(debug_model, folder)
+    torch.manual_seed(0)
+    head = SuperRes(superres_config("debug"))
+    for p in head.parameters():
+        nn.init.normal_(p, std=0.1)
+    head.save_pretrained(folder / "superres")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def large(large_model: Path) -> AVPoet:
+    return AVPoet.from_pretrained(large_model, dtype="float32")
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_a_clip_of_any_size_keeps_its_rate_and_sound(large, clip, scale):
+    made = large.superres(clip, scale, steps=2)
+    assert made.frames.shape == (22, 24 * scale, 32 * scale, 3) and made.fps == clip.fps
+    assert torch.equal(made.samples, clip.samples) and made.sample_rate == clip.sample_rate
+
+
+def test_steps_noise_and_seed_reach_the_head(large, clip):
+    made = large.superres(clip)
+    video = clip.frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    for values in ({}, {"steps": 1}, {"noise": 0.0}, {"seed": 3}):
+        wanted = ((large.superres_head.upscale(video, 4, **values)[0] + 1) * 127.5).round().byte().permute(1, 2, 3, 0)
+        assert torch.equal(large.superres(clip, **values).frames, wanted)
+    assert torch.equal(made.frames, join(large.stream.superres(clip)).frames)
+
+
+@pytest.mark.parametrize("task", [t.name for t in TASKS.values() if t.output("video")])
+def test_every_task_that_makes_a_picture_makes_it_large(large, clip, photo, tone, task):
+    given = {
+        "prompt": "a red ball", "image": photo, "video": clip, "audio": tone, "mask": "4,4,8,8", "last": photo,
+        "left": 8,
+    }  # fmt: skip
+    row = TASKS[task]
+    names = {b.argument for b in row.inputs} | {a.name for a in row.arguments if a.name in ("mask", "last", "left")}
+    inputs = {k: v for k, v in given.items() if k in names}
+    small, big = large.generate(task, **inputs, seed=1), large.generate(task, **inputs, seed=1, superres=True)
+    assert big.frames.shape == (small.n_frames, 4 * small.height, 4 * small.width, 3)
+    assert (big.samples is None) == (small.samples is None)
+    if small.samples is not None:
+        assert torch.equal(big.samples, small.samples)
+
+
+def test_lists_are_as_large_and_as_alone(large):
+    both = large.text_to_video(["a red ball", "a cube"], seed=[3, 4], superres=True)
+    assert torch.equal(both[1].frames, large.text_to_video("a cube", seed=4, superres=True).frames)
+
+
+def test_extend_streams_large_frames_into_a_file(large, clip, tmp_path):
+    out = tmp_path / "x.mp4"
+    large.extend(clip, 2.0, out=out, superres=True)
+    shown, whole = read_clip(out), large.extend(clip, 2.0)
+    assert (shown.n_frames, shown.height, shown.width) == (whole.n_frames, 4 * whole.height, 4 * whole.width)
+    assert torch.equal(large.extend(clip, 2.0, superres=True).samples, whole.samples)
+
+
+def test_a_saved_model_keeps_its_head(large, tmp_path, clip):
+    large.save_pretrained(tmp_path / "again")
+    again = AVPoet.from_pretrained(tmp_path / "again", dtype="float32")
+    assert torch.equal(again.superres(clip).frames, large.superres(clip).frames)
+
+
+def test_a_model_without_a_head_says_so(poet, clip):
+    for call in (lambda: poet.superres(clip), lambda: poet.text_to_video("a ball", superres=True)):
+        with pytest.raises(InputError, match="has no super-resolution head"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), [({"scale": 3}, "scale=3"), ({"steps": 3}, "steps=3"), ({"noise": 2.0}, "noise=2.0")]
+)
+def test_wrong_values_are_told(large, clip, values, message):
+    with pytest.raises(InputError, match=message):
+        large.superres(clip, **values)
+
+
+def test_known_pixels_are_not_redrawn(large, clip):
+    with pytest.raises(InputError, match="keep_known"):
+        large.inpainting(clip, "4,4,8,8", keep_known=True, superres=True)
+
+
+def test_the_commands(large_model, debug_model, clip_file, tmp_path, capsys):
+    model = ["--model", str(large_model), "--dtype", "float32"]
+    out = tmp_path / "big.mp4"
+    assert main(["superres", str(clip_file), "--scale", "2", "--steps", "1", "--out", str(out), *model]) == 0
+    made = read_clip(out)
+    assert (made.height, made.width, made.n_frames, made.sample_rate) == (48, 64, 22, 16000)
+    assert made.samples is not None
+    assert main(["generate", "text-to-image", "a ball", "--superres", "--out", str(tmp_path / "x.png"), *model]) == 0
+    assert read_clip(tmp_path / "x.png").height == 64
+    assert main(["info", str(large_model)]) == 0
+    assert "superres" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{small}"],
+        ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{large}", "--scale", "3"],
+        ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{large}", "--steps", "3"],
+        ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{large}", "--noise", "9"],
+        ["superres", "{clip}", "--out", "{clip}", "--model", "{large}"],
+        ["superres", "{tone}", "--out", "{tmp}/x.mp4", "--model", "{large}"],
+        ["superres", "{clip}", "--out", "{tmp}/x.wav", "--model", "{large}"],
+        ["superres", "{clip}", "--out", "{tmp}/x.png", "--model", "{large}"],
+        ["generate", "text-to-video", "a", "--superres", "--out", "{tmp}/x.mp4", "--model", "{small}"],
+        ["generate", "video-to-audio", "{clip}", "--superres", "--out", "{tmp}/x.mp4", "--model", "{large}"],
+        ["extend", "{clip}", "--seconds", "1", "--superres", "--out", "{tmp}/x.mp4", "--model", "{small}"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_mistakes_are_one_line_and_leave_nothing(words, large_model, debug_model, clip_file, tone, tmp_path, capsys):
+    places = {"clip": clip_file, "tone": tone, "tmp": tmp_path, "large": large_model, "small": debug_model}
+    before = clip_file.read_bytes()
+    assert main([w.format(**places) for w in words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("error:") == 1 and "Traceback" not in said
+    assert not list(tmp_path.iterdir()) and clip_file.read_bytes() == before
+
+
+def test_a_damaged_head_is_told(large_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(large_model, folder)
+    config = folder / "superres/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "n_blocks": 2}))
+    with pytest.raises(InputError, match="superres"):
+        AVPoet.from_pretrained(folder)
+
+
+def test_one_frame_is_enough(large, clip):
+    assert large.superres(Clip(clip.frames[:1], 8.0)).frames.shape == (1, 96, 128, 3)

@@ -1,0 +1,147 @@
+"""The super-resolution head: streamed is whole, nothing later changes what is seen, bad input is told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tokenizers_av.superres import (
+    SCALES,
+    STEPS,
+    SUPERRES_PRESETS,
+    SuperRes,
+    SuperResConfig,
+    downsample,
+    superres_config,
+    upsample,
+)
+
+
+def awake(**overrides) -> SuperRes:
+    """A debug head none of whose weights are zero."""
+    torch.manual_seed(0)
+    head = SuperRes(superres_config("debug", **overrides)).eval()
+    for p in head.parameters():
+        nn.init.normal_(p, std=0.1)
+    return head
+
+
+def clip(B: int = 1, T: int = 5, H: int = 12, W: int = 16) -> torch.Tensor:
+    return torch.rand(B, 3, T, H, W, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_in_any_chunks_it_is_the_whole(steps):
+    head, video = awake(), clip()
+    whole = head.upscale(video, steps=steps)
+    for cuts in ([1] * 5, [2, 3], [4, 1]):
+        parts = list(head.upscale_stream(video.split(cuts, dim=2), steps=steps))
+        assert len(parts) == 5 and torch.equal(torch.cat(parts, dim=2), whole)
+
+
+def test_carried_state_is_what_whole_clips_see():
+    """The law of the layers: frame by frame with tails equals the network over the whole clip, at every step."""
+    head, video = awake(steps=2, noise=0.2), clip()
+    base = upsample(video, 4).permute(0, 2, 3, 4, 1)
+    generator = torch.Generator().manual_seed(7)
+    x = base + 0.2 * torch.randn(1, 1, *base.shape[2:], generator=generator)
+    for i in range(2):
+        velocity = (base + head(x, base, torch.tensor([i / 2]), torch.tensor([0.2]), 4) - x) / (1 - i / 2)
+        x = x + velocity / 2
+    assert (head.upscale(video, seed=7) - x.clamp(-1, 1).permute(0, 4, 1, 2, 3)).abs().max() < 1e-5
+
+
+def test_what_comes_later_changes_nothing_and_what_came_before_does():
+    head, video = awake(), clip()
+    later, earlier = video.clone(), video.clone()
+    later[:, :, 3:], earlier[:, :, 0] = 0, 0
+    made, same, other = (head.upscale(v) for v in (video, later, earlier))
+    assert torch.equal(made[:, :, :3], same[:, :, :3])
+    assert not torch.equal(made[:, :, 1], other[:, :, 1])
+
+
+def test_each_clip_of_a_batch_is_as_alone():
+    head, video = awake(), clip(B=3)
+    assert (head.upscale(video)[1:2] - head.upscale(video[1:2])).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (16, 24)])
+def test_any_size_and_length(scale, size):
+    for T in (1, 2):
+        made = awake().upscale(clip(1, T, *size), scale)
+        assert made.shape == (1, 3, T, scale * size[0], scale * size[1])
+        assert made.abs().max() <= 1 and made.isfinite().all()
+
+
+def test_a_new_head_only_upsamples():
+    head, video = SuperRes(superres_config("debug")).eval(), clip()
+    assert (head.upscale(video) - upsample(video, 4)).abs().max() < 1e-6
+
+
+def test_seed_noise_and_scale_count():
+    head, video = awake(), clip()
+    made = head.upscale(video, seed=1)
+    assert torch.equal(made, head.upscale(video, seed=1))
+    for other in (head.upscale(video, seed=2), head.upscale(video, seed=1, noise=0.3)):
+        assert not torch.equal(made, other)
+    embed = head.net.embed
+    first, *rest = (embed(torch.tensor([v])) for v in ([0.0, 0, 0], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 1.0]))
+    assert all((first - other).abs().max() > 1e-3 for other in rest)
+
+
+def test_noise_is_the_same_in_every_frame():
+    head, seen = SuperRes(superres_config("debug")).eval(), []
+    head.net.forward = lambda x, base, *rest: seen.append(x - base) or torch.zeros_like(x)
+    head.upscale(torch.zeros(1, 3, 3, 8, 8), noise=0.2, steps=1)
+    assert seen[0].std() == pytest.approx(0.2, rel=0.1) and all(torch.equal(x, seen[0]) for x in seen)
+
+
+def test_down_and_up_keep_a_smooth_clip():
+    ramp = torch.linspace(-0.9, 0.9, 32).expand(1, 3, 2, 32, 32)
+    for scale in SCALES:
+        assert downsample(ramp, scale).shape[-2:] == (32 // scale, 32 // scale)
+        assert (upsample(downsample(ramp, scale), scale) - ramp)[..., 8:-8].abs().max() < 0.02
+
+
+def test_saves_loads_and_refuses_what_does_not_fit(tmp_path):
+    head = awake()
+    head.save_pretrained(tmp_path)
+    again = SuperRes.from_pretrained(tmp_path).eval()
+    assert again.config == head.config and torch.equal(again.upscale(clip()), head.upscale(clip()))
+    (tmp_path / "config.json").write_text(
+        (tmp_path / "config.json").read_text().replace('"n_blocks": 1', '"n_blocks": 2')
+    )
+    with pytest.raises(ValueError, match="the weights do not fit"):
+        SuperRes.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("preset", SUPERRES_PRESETS)
+def test_presets_build(preset):
+    with torch.device("meta"):
+        head = SuperRes(superres_config(preset))
+    assert head.config.stride == 2 * head.config.patch
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda h: h.upscale(clip(), 3), "scale=3: expected 2 or 4"),
+        (lambda h: h.upscale(clip(), steps=5), "steps=5: expected one of 1, 2, 4, 8"),
+        (lambda h: h.upscale(clip(), noise=0.4), "noise=0.4: this head has learned levels of 0 to 0.3"),
+        (lambda h: h.upscale(clip(), noise=float("nan")), "noise=nan"),
+        (lambda h: h.upscale(clip() * 2), "expected \\[-1, 1\\]"),
+        (lambda h: h.upscale(clip()[0]), "expected \\(B, 3, T, H, W\\)"),
+        (lambda h: list(h.upscale_stream([])), "no frames"),
+        (lambda h: list(h.upscale_stream([clip(), clip(H=8)])), "only the number of frames may change"),
+        (lambda h: SuperResConfig(dims=(16, 48)), "dims="),
+        (lambda h: SuperResConfig(patch=0), "patch=0"),
+        (lambda h: SuperResConfig(noise=0.5), "noise=0.5"),
+        (lambda h: SuperResConfig(max_noise=-1.0), "max_noise"),
+        (lambda h: superres_config("huge"), "unknown super-resolution preset"),
+    ],
+)
+def test_bad_values_are_told(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(awake())

@@ -1,0 +1,201 @@
+"""The super-resolution suite measures every way to enlarge, on small clips as they are and as they are decoded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tasks import AVPoet, InputError
+from tokenizers_av.superres import SuperRes, downsample, superres_config, upsample
+from train.data import MediaSpec
+from train.data.playground import Playground
+from train.evaluate import command, generation, upscaling
+from train.evaluate.tokenizer_metrics import psnr
+from train.evaluate.upscaling import MEASURES, Figures, UpscalingReport, lanczos, superres_suite
+
+WAYS = ["truth", "bicubic", "Lanczos", "1 step, noise 0.1", "2 steps, noise 0.1", "4 steps, noise 0.1",
+        "8 steps, noise 0.1", "4 steps, noise 0", "4 steps, noise 0.2", "4 steps, noise 0.3"]  # fmt: skip
+
+
+class Grainy:
+    """A head that leaves its noise on the bicubic clip."""
+
+    config = superres_config("debug")
+
+    def upscale(self, video: Tensor, scale: int, *, steps: int, noise: float, seed: int) -> Tensor:
+        large = upsample(video, scale)
+        grain = torch.randn(1, 3, 1, *large.shape[3:], generator=torch.Generator().manual_seed(seed))
+        return (large + noise * grain).clamp(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def loaded(debug_model: Path) -> AVPoet:
+    return AVPoet.from_pretrained(debug_model, device="cpu")
+
+
+@pytest.fixture
+def poet(loaded: AVPoet, monkeypatch: pytest.MonkeyPatch) -> AVPoet:
+    monkeypatch.setattr(loaded, "superres_head", Grainy(), raising=False)
+    return loaded
+
+
+def means(report: UpscalingReport) -> dict[tuple[str, str], SimpleNamespace]:
+    """(part, method) -> the mean of each measure."""
+    rows = json.loads(report.to_json())["rows"]
+    return {(r["part"], r["method"]): SimpleNamespace(**{m: r[m]["mean"] for m in MEASURES}) for r in rows}
+
+
+def test_every_way_is_measured_on_both_parts(poet: AVPoet, capsys: pytest.CaptureFixture[str]) -> None:
+    report = superres_suite(poet, 2, scale=2)
+    of = means(report)
+    assert list(of) == [(part, way) for part in ("clean", "decoded") for way in WAYS]
+    assert all(len(v) == 2 for row in report.rows for v in row.values.values())
+    for part in ("clean", "decoded"):
+        truth = of[part, "truth"]
+        assert (truth.psnr, truth.gmsd, truth.detail, truth.seconds) == (100, 0, 1, None)
+        silent = of[part, "4 steps, noise 0"]
+        assert silent.psnr == of[part, "bicubic"].psnr and silent.seconds > 0
+        plain, noisy, noisier = (of[part, name] for name in ("bicubic", "1 step, noise 0.1", "4 steps, noise 0.3"))
+        assert plain.psnr > noisy.psnr > noisier.psnr and plain.flicker < noisy.flicker < noisier.flicker
+        assert plain.detail < noisy.detail < noisier.detail and noisy.detail_off < noisier.detail_off
+    assert of["clean", "bicubic"].detail < 1 < of["clean", "1 step, noise 0.1"].detail
+    assert of["clean", "bicubic"].psnr > of["decoded", "bicubic"].psnr + 5  # an untrained tokenizer keeps little
+    assert of["clean", "truth"].kept < 1 < of["decoded", "truth"].kept
+    assert report.conditions["clip"] == "9 frames of 32x32 at 8 a second" and report.conditions["split"] == "test"
+    assert report.markdown().count("\n| clean |") == len(WAYS)
+    assert "2/2" in capsys.readouterr().err
+
+
+class Knowing:
+    """A head that has seen the true clips, and tells them by the seed."""
+
+    config = superres_config("debug")
+
+    def __init__(self, seed: int) -> None:
+        self.world, self.first, self.asked = Playground("test", seed=seed), seed, set[tuple[int, float, int]]()
+
+    def upscale(self, video: Tensor, scale: int, *, steps: int, noise: float, seed: int) -> Tensor:
+        if video.shape[2] < 9:  # to warm up
+            return upsample(video, scale)
+        self.asked.add((steps, noise, seed))
+        clip = self.world.batch([seed - self.first], MediaSpec(9, 32), audio=False).video
+        assert clip is not None
+        return clip
+
+
+def test_a_head_that_makes_the_true_clips_scores_as_they_do(poet: AVPoet) -> None:
+    head: Any = Knowing(seed=3)
+    poet.superres_head = head
+    of = means(superres_suite(poet, 2, 3, scale=2, only=["decoded"], progress=False))
+    assert {part for part, _ in of} == {"decoded"}
+    assert head.asked == {(s, x, 3 + i) for s, x in [(1, 0.1), (2, 0.1), (4, 0.1), (8, 0.1), (4, 0), (4, 0.2), (4, 0.3)]
+                          for i in (0, 1)}  # fmt: skip
+    for way in WAYS[3:]:
+        assert vars(of["decoded", way]) | {"seconds": None} == vars(of["decoded", "truth"])
+    assert of["decoded", "bicubic"].psnr < 40
+
+
+def test_files_are_measured_too(poet: AVPoet, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "still.png")
+    report = superres_suite(poet, 1, data=[str(tmp_path)], only=["clean"], progress=False)
+    of = means(report)
+    assert max(of["clean", way].flicker for way in WAYS) < 1e-3  # noise stands still, too
+    truth = torch.from_numpy(pixels[None, None, :, 8:72])  # cropped square
+    small = generation.to_frames(downsample(generation.to_network(truth), 4))
+    made = generation.to_frames(upsample(generation.to_network(small), 4))
+    by_hand = psnr(generation.to_unit(made), generation.to_unit(truth))
+    assert of["clean", "bicubic"].psnr == pytest.approx(float(by_hand), abs=1e-3)
+    assert of["clean", "bicubic"].detail < 0.1
+    assert math.isnan(report.rows[0].margin("psnr")) and report.conditions["data"] == str(tmp_path)
+
+
+def test_lanczos_is_pillows() -> None:
+    frames = np.random.default_rng(0).integers(40, 200, (2, 12, 10, 3), dtype=np.uint8)
+    video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    made = ((lanczos(video, 4) + 1) * 127.5)[0].permute(1, 2, 3, 0)
+    for one, frame in zip(made, frames, strict=True):
+        whole = np.asarray(Image.fromarray(frame).resize((40, 48), Image.Resampling.LANCZOS)).astype(float)
+        assert np.abs(one.numpy() - whole).max() < 1.5  # Pillow rounds twice on the way
+
+
+def test_intervals_are_of_the_mean_and_of_differences_on_the_same_clips() -> None:
+    def row(method: str, psnrs: list[float]) -> Figures:
+        return Figures("clean", method, dict.fromkeys(MEASURES, psnrs))
+
+    report = UpscalingReport([row("bicubic", [20.0, 30.0, 40.0]), row("head", [21.0, 31.0, 41.0])], {"command": "x"})
+    assert report.rows[1].margin("psnr") == pytest.approx(1.96 * 10 / math.sqrt(3))
+    head = json.loads(report.to_json())["rows"][1]
+    assert head["n"] == 3 and head["psnr"]["mean"] == 31 and head["psnr"]["margin"] == pytest.approx(11.316, abs=1e-3)
+    assert head["psnr"]["over_bicubic"] == {"mean": 1, "margin": 0}
+    assert "| clean | head | 31.00 ± 11.32 | " in report.markdown() and report.markdown().startswith("`x`\n")
+
+
+def untrained() -> SuperRes:
+    return SuperRes(superres_config("debug")).eval()
+
+
+def arguments(model: Path, *more: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args([str(model), "--n", "1", "--device", "cpu", *more])
+
+
+def test_the_command_compares_with_another_head(
+    poet: AVPoet, debug_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AVPoet, "from_pretrained", lambda model, device: poet)
+    poet.superres_head = untrained()
+    untrained().save_pretrained(tmp_path / "other")
+    out, other = tmp_path / "table.md", str(tmp_path / "other")
+    still = tmp_path / "still.png"
+    Image.new("RGB", (40, 32), "teal").save(still)
+    options = ["--only", "clean", "--data", str(still), "--scale", "2", "--against", other]
+    assert command.run(arguments(debug_model, "--suite", "superres", "--out", str(out), *options)) == 0
+    table, line = capsys.readouterr().out.strip().rsplit("\n", 1)
+    result = json.loads(line)
+    assert [row["method"] for row in result["rows"]] == [*WAYS, "regression"]
+    assert {row["part"] for row in result["rows"]} == {"clean"}
+    plain, silent, other_s = (r["psnr"] for r in result["rows"] if r["method"] in ("bicubic", WAYS[7], "regression"))
+    assert plain == silent == other_s  # an untrained head changes nothing
+    assert result["conditions"]["command"].endswith(shlex.join([*options, "--device", "cpu"]))
+    assert (result["conditions"]["data"], result["conditions"]["scale"]) == (str(still), 2)
+    assert out.read_text().strip() == table.strip() and json.loads(out.with_suffix(".json").read_text()) == result
+
+
+def test_wrong_requests_are_told_before_any_work(
+    poet: AVPoet, debug_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upscaling, "_small", lambda *a, **k: pytest.fail("began to work"))
+    for more, message in (
+        (("--data", "playground"), "--data is an option of --suite superres"),
+        (("--against", str(tmp_path)), "--against is an option of --suite superres"),
+        (("--suite", "superres", "--grid", str(tmp_path / "a.png")), "--grid is an option of --suite playground"),
+        (("--suite", "superres", "--batch-size", "2"), "--batch-size is an option of --suite playground"),
+        (("--suite", "superres", "--only", "text_to_video"), "expected some of clean, decoded"),
+        (("--suite", "superres", "--against", str(tmp_path / "no")), "no super-resolution head there"),
+    ):
+        with pytest.raises(InputError, match=message):
+            command.run(arguments(debug_model, *more))
+    for values, message in (
+        ({"n": 0}, "need n >= 1"),
+        ({"n": 1, "scale": 3}, "scale of 2 or 4"),
+        ({"n": 1, "only": ["colour"]}, "expected some of clean, decoded"),
+        ({"n": 1, "data": str(tmp_path / "no")}, "no such folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            superres_suite(poet, **values)  # type: ignore[arg-type]
+    poet.superres_head = None
+    with pytest.raises(InputError, match="no super-resolution head"):
+        superres_suite(poet, 1)

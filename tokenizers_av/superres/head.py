@@ -1,0 +1,125 @@
+"""The super-resolution head: a flow from the upsampled clip to the large one, in a few steps.
+
+Flow matching between pairs (arXiv:2210.02747; from the low-resolution clip instead of noise as in FlashVideo,
+arXiv:2502.05179): x_0 = upsampled clip + noise level * noise, x_1 = large clip, x_t on the line between them. The
+network predicts x_1, from which the velocity (x_1 - x_t) / (1 - t) follows (arXiv:2511.13720), so that noise has no way
+into what it gives. Noise gives detail something to grow from: without any, the flow ends at the mean of all large clips
+that fit, which is blurred. It is the same in every frame, so that what stands still does not flicker.
+
+Every layer is causal in time and every step of the sampler carries its own state, so a clip of any length goes through
+one frame at a time, in constant memory; there are no windows that could be told from the whole.
+"""
+# Shapes: B batch, T frames, H W height and width of the small frames, sH sW of the large ones
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizers_av.hub import HubModel
+from tokenizers_av.superres.config import SuperResConfig, check_sampling, check_scale
+from tokenizers_av.superres.network import DetailNet
+from tokenizers_av.video.layers import Flow
+from tokenizers_av.video.tokenizer import check_video
+
+
+class SuperRes(nn.Module, HubModel):
+    """Small video -> large video, of any size and length."""
+
+    def __init__(self, config: SuperResConfig) -> None:
+        super().__init__()
+        self.config = SuperResConfig(**config) if isinstance(config, dict) else config
+        self.net = DetailNet(self.config)
+
+    def forward(self, x: Tensor, base: Tensor, time: Tensor, noise: Tensor, scale: int) -> Tensor:
+        """Detail (B, T, sH, sW, 3) of whole clips, for training; see `DetailNet`."""
+        return self.net(x, base, time, noise, scale, Flow())
+
+    def upscale(
+        self, video: Tensor, scale: int = 4, *, steps: int | None = None, noise: float | None = None, seed: int = 0
+    ) -> Tensor:
+        """Video (B, 3, T, scale * H, scale * W) in [-1, 1] of video (B, 3, T, H, W) in [-1, 1], any T, H and W >= 1.
+
+        steps: 1, 2, 4 or 8; noise: 0 (nothing is made up) to `config.max_noise`; None is the head's own setting.
+        Raises ValueError for other values.
+        """
+        return torch.cat(list(self.upscale_stream([video], scale, steps=steps, noise=noise, seed=seed)), dim=2)
+
+    @torch.no_grad()
+    def upscale_stream(
+        self, chunks: Iterable[Tensor], scale: int = 4, *, steps: int | None = None, noise: float | None = None,
+        seed: int = 0,
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """Frames (B, 3, 1, scale * H, scale * W) one by one; joined they are those of `upscale`.
+
+        The chunks (B, 3, any number of frames, H, W) follow each other in time.
+        """
+        steps = self.config.steps if steps is None else steps
+        noise = self.config.noise if noise is None else noise
+        check_scale(scale)
+        check_sampling(self.config, steps, noise)
+        flows = [Flow(tails={}) for _ in range(steps)]
+        grain: Tensor | None = None  # (B, 1, sH, sW, 3), filled up to the stride
+        shape: torch.Size | None = None
+        for chunk in chunks:
+            check_video(chunk)
+            if shape is not None and (chunk.shape[0], *chunk.shape[3:]) != (shape[0], *shape[3:]):
+                raise ValueError(f"a chunk has shape {tuple(chunk.shape)} after {tuple(shape)}: "
+                                 "only the number of frames may change")  # fmt: skip
+            shape = chunk.shape
+            B, _, _, H, W = shape
+            for frame in chunk.split(1, dim=2):
+                base = upsample(frame.float(), scale).permute(0, 2, 3, 4, 1)
+                base = _fill(base, self.config.stride)
+                if grain is None:
+                    grain = _noise(base, seed) * noise
+                x = base + grain
+                for i, flow in enumerate(flows):
+                    time = torch.full((B,), i / steps, device=x.device)
+                    level = torch.full((B,), noise, device=x.device)
+                    detail = self.net(x.to(self._dtype), base.to(self._dtype), time, level, scale, flow).float()
+                    x = x + (base + detail - x) / (
+                        steps - i
+                    )  # 1 / steps of the velocity
+                    flow.first = False
+                yield x[:, :, : scale * H, : scale * W].clamp(-1, 1).permute(0, 4, 1, 2, 3)
+        if shape is None:
+            raise ValueError("no frames to enlarge, expected at least one")
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+
+def upsample(video: Tensor, scale: int) -> Tensor:
+    """Bicubic: (B, 3, T, H, W) in [-1, 1] -> (B, 3, T, scale * H, scale * W) in [-1, 1]."""
+    B, _, T = video.shape[:3]
+    frames = F.interpolate(video.transpose(1, 2).flatten(0, 1), scale_factor=scale, mode="bicubic", align_corners=False)
+    return frames.clamp(-1, 1).unflatten(0, (B, T)).transpose(1, 2)
+
+
+def downsample(video: Tensor, scale: int) -> Tensor:
+    """Bicubic with antialiasing: (B, 3, T, H, W) in [-1, 1] -> (B, 3, T, H / scale, W / scale) in [-1, 1]."""
+    B, _, T, H, W = video.shape
+    size = (H // scale, W // scale)
+    frames = video.transpose(1, 2).flatten(0, 1)
+    frames = F.interpolate(frames, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return frames.clamp(-1, 1).unflatten(0, (B, T)).transpose(1, 2)
+
+
+def _noise(like: Tensor, seed: int) -> Tensor:
+    """Standard normal (1, 1, sH, sW, 3): the same whatever the device and the batch."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, 1, *like.shape[2:], generator=generator).to(like.device)
+
+
+def _fill(x: Tensor, stride: int) -> Tensor:
+    """(B, 1, H, W, 3): repeat the right and bottom edges up to multiples of the stride."""
+    H, W = x.shape[2:4]
+    if H % stride == 0 and W % stride == 0:
+        return x
+    filled = F.pad(x[:, 0].permute(0, 3, 1, 2), (0, -W % stride, 0, -H % stride), mode="replicate")
+    return filled.permute(0, 2, 3, 1).unsqueeze(1)

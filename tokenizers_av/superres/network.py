@@ -1,0 +1,79 @@
+"""The network of the head: what a large frame has that the upsampled one has not.
+
+A U-Net of two resolutions made of the video tokenizer's causal blocks: 3x3 convolutions in space, causal ones in time,
+norms over the channels of one position that time, noise level and scale modulate. Nothing in it depends on the size of
+the frame or on what follows in time.
+"""
+# Shapes: B batch, T frames, H W height and width of the large frame, h w = H / patch, W / patch, D embedding
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizers_av.superres.config import SuperResConfig
+from tokenizers_av.video.layers import (
+    CausalSequential,
+    ChannelNorm,
+    Flow,
+    ResidualBlock,
+    SpatialConv,
+    SpatialDown,
+    SpatialUp,
+    depth_to_space,
+    space_to_depth,
+)
+
+N_WAVES = 6  # sines and cosines for each number that is embedded
+
+
+class Embedding(nn.Module):
+    """Time, noise level and scale as one vector: sines and cosines of each, then a small perceptron."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(3 * 2 * N_WAVES, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """(B, 3) float32, each in about [0, 1] -> (B, D)."""
+        waves = math.pi / 2 * 2.0 ** torch.arange(N_WAVES, device=numbers.device)
+        angles = numbers[:, :, None] * waves
+        features = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).to(self.hidden.weight.dtype)
+        return F.silu(self.out(F.silu(self.hidden(features))))
+
+
+class DetailNet(nn.Module):
+    """The detail that the flow at x leads to, given the upsampled clip it began at. It starts at zero: no detail."""
+
+    def __init__(self, config: SuperResConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        outer, inner = c.dims
+        self.embed = Embedding(c.code_dim)
+        self.enter = SpatialConv(6 * c.patch**2, outer)
+        self.fine_in = CausalSequential([ResidualBlock(outer, c.code_dim) for _ in range(c.n_blocks)])
+        self.down = SpatialDown(outer, inner)
+        self.coarse = CausalSequential([ResidualBlock(inner, c.code_dim) for _ in range(c.n_inner_blocks)])
+        self.up = SpatialUp(inner, outer)
+        self.fine_out = CausalSequential([ResidualBlock(outer, c.code_dim) for _ in range(c.n_blocks)])
+        self.norm = ChannelNorm(outer)
+        self.leave = SpatialConv(outer, 3 * c.patch**2)
+        nn.init.zeros_(self.leave.weight)
+
+    def forward(self, x: Tensor, base: Tensor, time: Tensor, noise: Tensor, scale: int, flow: Flow) -> Tensor:
+        """Detail (B, T, H, W, 3), large clip - base, at x (B, T, H, W, 3); base (B, T, H, W, 3) is the upsampled clip.
+
+        time (B,) in [0, 1], noise (B,) in [0, max_noise], scale 2 or 4; H and W are multiples of `config.stride`.
+        """
+        level = noise / self.config.max_noise if self.config.max_noise else noise
+        numbers = torch.stack([time, level, torch.full_like(time, math.log2(scale) - 1)], dim=1)
+        flow.code = self.embed(numbers)[:, None, None, None].expand(-1, x.shape[1], 1, 1, -1)
+        fine = self.enter(space_to_depth(torch.cat([x, base], dim=-1), self.config.patch))
+        fine = self.fine_in(fine, flow)
+        coarse = self.coarse(self.down(fine), flow)
+        fine = self.fine_out(fine + self.up(coarse), flow)
+        return depth_to_space(self.leave(F.silu(self.norm(fine))), self.config.patch)

@@ -1,0 +1,256 @@
+"""The super-resolution suite: small clips made large by plain resampling and by a head, beside the true large clips.
+
+The small clips are the true ones made small, as they are ("clean") and through the model's video tokenizer and back
+("decoded"), which is what a head is for. All clips are of the test split, and 8-bit frames wherever a file would be.
+Clips go through one at a time: seconds are those that somebody waits for one clip.
+"""
+# Shapes: T frames, H W height and width of the large frames, h w of the small ones
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.errors import InputError
+from tokenizers_av.superres import SCALES, STEPS, downsample, upsample
+from train.data import MediaSpec, Source, open_source
+from train.evaluate import generation
+from train.evaluate.detail import Motion, detail, flicker, gmsd, kept
+from train.evaluate.report import mean
+from train.evaluate.tokenizer_metrics import psnr, ssim
+
+if TYPE_CHECKING:
+    from tasks.pipeline import AVPoet
+    from tokenizers_av.superres import SuperRes
+
+PARTS = ("clean", "decoded")
+MEASURES = {  # name -> what the column is called
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "gmsd": "GMSD ↓",
+    "detail": "detail (1)",
+    "detail_off": "detail off, octaves ↓",
+    "flicker": "flicker ↓",
+    "kept": "kept ↓",
+    "seconds": "seconds ↓",
+}
+LEGEND = (
+    "Mean over clips ± half the 95 % interval; ↓ less is better. Detail: energy beyond what small frames can hold over "
+    "that of the true clip, 1 is right, less is blur, more is noise; off: how many doublings from 1. Flicker: change "
+    "along the true motion, the true clip's own is right. Kept: how far the large clip, made small again, is from the "
+    "small one. Flicker and kept in grey levels of 255. Truth: the true large clip itself."
+)
+
+Enlarge = Callable[[Tensor, int], Tensor]  # (1, 3, T, h, w) in [-1, 1], seed -> (1, 3, T, H, W) in [-1, 1]
+
+
+@dataclass
+class Figures:
+    """What one way to enlarge scores on each clip."""
+
+    part: str  # "clean" or "decoded"
+    method: str
+    values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURES})
+
+    def margin(self, name: str) -> float:
+        """Half of the 95 % interval of the mean, by the normal distribution; NaN for less than two clips."""
+        numbers = [v for v in self.values[name] if not math.isnan(v)]
+        return 1.96 * float(np.std(numbers, ddof=1)) / math.sqrt(len(numbers)) if len(numbers) > 1 else math.nan
+
+
+@dataclass
+class UpscalingReport:
+    """A row for each way to enlarge, a column for each measure, and the conditions they hold under."""
+
+    rows: list[Figures] = field(default_factory=list)
+    conditions: dict[str, str | int | float] = field(default_factory=dict)
+
+    def markdown(self) -> str:
+        """A table for people."""
+        lines = [("small clip", "method", *MEASURES.values()), ("---", "---", *["---:"] * len(MEASURES))]
+        for row in self.rows:
+            lines.append((row.part, row.method, *(_cell(mean(row.values[m]), row.margin(m)) for m in MEASURES)))
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        about = " · ".join(f"{key} {value}" for key, value in self.conditions.items() if key != "command")
+        command = f"`{self.conditions['command']}`\n\n" if "command" in self.conditions else ""
+        return f"{command}{about}\n\n{table}\n\n{LEGEND}\n"
+
+    def to_json(self) -> str:
+        """One line; figures that do not exist are null.
+
+        `over_bicubic` are differences from bicubic on the same clips, whose interval is narrower than that of the
+        figures: clips differ more than methods do.
+        """
+        plain = {row.part: row for row in self.rows if row.method == "bicubic"}
+        rows = []
+        for row in self.rows:
+            over = Figures(row.part, row.method, {
+                m: [a - b for a, b in zip(row.values[m], plain[row.part].values[m], strict=True)] for m in MEASURES
+            })  # fmt: skip
+            rows.append({
+                "part": row.part, "method": row.method, "n": len(row.values["psnr"]),
+                **{m: {**_plain(row, m), "over_bicubic": _plain(over, m)} for m in MEASURES},
+            })  # fmt: skip
+        return json.dumps({"conditions": self.conditions, "rows": rows}, ensure_ascii=False, allow_nan=False)
+
+
+def superres_suite(
+    poet: AVPoet,
+    n: int,
+    seed: int = 0,
+    *,
+    scale: int = 4,
+    data: str | Sequence[str] = "playground",
+    only: Sequence[str] | None = None,
+    against: Mapping[str, SuperRes] | None = None,
+    progress: bool = True,
+) -> UpscalingReport:
+    """Measure a model's super-resolution head on n clips of its length and `scale` times its size.
+
+    data: as `open_source` takes it; files should be as large as that, or the truth is itself blurred. only: some of
+    PARTS. against: further heads by name, each run with one step and without noise, as regression networks are.
+    Raises InputError for a model without a head and for other values, before any work.
+    """
+    head, source = _checked(poet, n, seed, scale, data, only)
+    layout, side = poet.config.layout, scale * poet.config.size[0]
+    spec = MediaSpec(layout.n_frames, side, layout.fps, poet.codec.sample_rate)
+    others = {name: other.to(poet.device, poet.dtype).eval() for name, other in (against or {}).items()}
+    ways = _ways(head, scale, others)
+    for way in ways.values():  # what is prepared once is no clip's time
+        way(torch.zeros(1, 3, 2, *poet.config.size, device=poet.device), seed)
+    parts = [part for part in PARTS if only is None or part in only]
+    figures = {(part, name): Figures(part, name) for part in parts for name in ("truth", *ways)}
+    for i in _counted(n, "clips enlarged", progress):
+        video = source.batch([i], spec, audio=False).video
+        assert video is not None
+        truth = generation.to_frames(video)  # (1, T, H, W, 3) uint8
+        motion = Motion.of(truth[0])
+        for part in parts:
+            small = _small(poet, truth, scale, decoded=part == "decoded")
+            _measure(figures[part, "truth"].values, truth, truth, small, motion, scale, math.nan)
+            for name, way in ways.items():
+                begun = time.perf_counter()
+                made = generation.to_frames(way(small.to(poet.device), seed + i).cpu())
+                seconds = time.perf_counter() - begun
+                _measure(figures[part, name].values, made, truth, small, motion, scale, seconds)
+    return UpscalingReport(list(figures.values()), {
+        "suite": "superres", "split": "test", "data": data if isinstance(data, str) else " ".join(data), "n": n,
+        "seed": seed, "scale": scale, "clip": f"{spec.n_frames} frames of {side}x{side} at {spec.fps:g} a second",
+        "head's own setting": _named(head.config.steps, head.config.noise), "threads": torch.get_num_threads(),
+    })  # fmt: skip
+
+
+def _checked(
+    poet: AVPoet, n: int, seed: int, scale: int, data: str | Sequence[str], only: Sequence[str] | None
+) -> tuple[SuperRes, Source]:
+    """What to measure, and on which clips; raises InputError for what cannot be asked."""
+    head = poet.superres_head
+    if head is None:
+        raise InputError("this model has no super-resolution head; `avpoet-train superres` trains one")
+    if n < 1 or seed < 0 or scale not in SCALES:
+        scales = " or ".join(map(str, SCALES))
+        raise InputError(f"n={n}, seed={seed}, scale={scale}: need n >= 1, seed >= 0 and a scale of {scales}")
+    if only is not None and (not only or set(only) - set(PARTS)):
+        raise InputError(f"unknown part in {', '.join(only)!r}, expected some of {', '.join(PARTS)}")
+    height, width = poet.config.size
+    if height != width:
+        raise InputError(f"this model makes frames of {height}x{width} pixels, the suite measures square ones")
+    try:
+        return head, open_source(data, split="test", seed=seed)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _ways(head: SuperRes, scale: int, against: Mapping[str, SuperRes]) -> dict[str, Enlarge]:
+    """Every way to enlarge, by the name of its row."""
+
+    def run(one: SuperRes, steps: int, noise: float) -> Enlarge:
+        return lambda small, seed: one.upscale(small, scale, steps=steps, noise=noise, seed=seed)
+
+    own = head.config
+    levels = [round(own.max_noise * share, 6) for share in (0, 1 / 3, 2 / 3, 1)]
+    settings = [(steps, own.noise) for steps in STEPS] + [(own.steps, noise) for noise in levels]
+    return {
+        "bicubic": lambda small, seed: upsample(small, scale),
+        "Lanczos": lambda small, seed: lanczos(small, scale),
+        **{_named(steps, noise): run(head, steps, noise) for steps, noise in settings},
+        **{name: run(other, 1, 0.0) for name, other in against.items()},
+    }
+
+
+def _named(steps: int, noise: float) -> str:
+    return f"{steps} step{'s' if steps > 1 else ''}, noise {noise:g}"
+
+
+def lanczos(video: Tensor, scale: int) -> Tensor:
+    """Pillow's Lanczos, frame by frame: (B, 3, T, h, w) in [-1, 1] -> (B, 3, T, scale * h, scale * w) in [-1, 1]."""
+    from PIL import Image
+
+    h, w = video.shape[3:]
+    planes = [
+        np.array(Image.fromarray(plane).resize((scale * w, scale * h), Image.Resampling.LANCZOS))
+        for plane in video.cpu().float().flatten(0, 2).numpy()
+    ]
+    return torch.from_numpy(np.stack(planes)).clamp(-1, 1).unflatten(0, video.shape[:3]).to(video.device)
+
+
+def _small(poet: AVPoet, truth: Tensor, scale: int, *, decoded: bool) -> Tensor:
+    """(1, 3, T, h, w) in [-1, 1], of 8-bit frames, of (1, T, H, W, 3) uint8."""
+    small = generation.to_network(generation.to_frames(downsample(generation.to_network(truth), scale)))
+    if not decoded:
+        return small
+    again = generation.decode(poet, generation.encode(poet, small, None)[0], None).video
+    assert again is not None
+    return generation.to_network(again)
+
+
+def _measure(
+    values: dict[str, list[float]],
+    made: Tensor,
+    truth: Tensor,
+    small: Tensor,
+    motion: Motion,
+    scale: int,
+    seconds: float,
+) -> None:
+    """Add what a clip scores: made and truth (1, T, H, W, 3) uint8, small (1, 3, T, h, w) in [-1, 1]."""
+    output, target = generation.to_unit(made), generation.to_unit(truth)
+    share = float(detail(output, target, scale))
+    for name, value in {
+        "psnr": float(psnr(output, target)),
+        "ssim": float(ssim(output, target)),
+        "gmsd": float(gmsd(output, target)),
+        "detail": share,
+        "detail_off": abs(math.log2(share)),
+        "flicker": flicker(output[0], motion),
+        "kept": float(kept(output, (small + 1) / 2)),
+        "seconds": seconds,
+    }.items():
+        values[name].append(value)
+
+
+def _counted(n: int, what: str, progress: bool) -> Iterator[int]:
+    from tqdm import tqdm
+
+    yield from tqdm(range(n), desc=what, file=sys.stderr, disable=not progress)
+
+
+def _cell(value: float, margin: float) -> str:
+    if math.isnan(value):
+        return "–"
+    places = 2 if abs(value) >= 10 else 3
+    return f"{value:.{places}f}" + ("" if math.isnan(margin) else f" ± {margin:.{places}f}")
+
+
+def _plain(row: Figures, name: str) -> dict[str, float | None]:
+    numbers = {"mean": mean(row.values[name]), "margin": row.margin(name)}
+    return {key: round(value, 6) if math.isfinite(value) else None for key, value in numbers.items()}

@@ -1,0 +1,160 @@
+"""Training of the super-resolution head by flow matching between low sides, as decoders leave them, and large clips."""
+# Shapes: B batch, T frames, H W height and width of the large frame
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenizers_av.superres import STEPS, SuperRes, downsample, upsample
+from tokenizers_av.video import VideoTokenizer
+from train.data import MediaSpec, Source
+from train.degrade import coded, filmed
+from train.evaluate.tokenizer_metrics import psnr
+from train.optimizers import matrix_optimizers
+from train.superres_training import SuperResTraining
+
+
+@dataclass
+class Pairs:
+    """Large clips and what they shall be made of."""
+
+    base: Tensor  # (B, T, H, W, 3) in [-1, 1], upsampled from the low side
+    large: Tensor  # (B, T, H, W, 3) in [-1, 1]
+    scale: int
+
+
+class SuperResJob:
+    """Fits a `SuperRes` to the clips of a source as `tokenizer`, which is not trained, decodes them."""
+
+    name = "superres"
+    critic = None
+
+    def __init__(self, head: SuperRes, tokenizer: VideoTokenizer, train: Source, test: Source, spec: MediaSpec, *,
+                 batch_size: int = 8, seed: int = 0, training: SuperResTraining | None = None) -> None:  # fmt: skip
+        """spec: of the large clips; raises ValueError where crops do not fit."""
+        self.training = t = training or SuperResTraining()
+        self.model, self.tokenizer = head, tokenizer.eval().requires_grad_(False)
+        self.train, self.test, self.spec = train, test, replace(spec, n_frames=t.n_frames)
+        self.batch_size, self.seed = batch_size, seed
+        self.ema = t.ema
+        unit = max(head.config.stride, 4)
+        if t.crop % unit or t.crop > spec.size:
+            raise ValueError(f"crop={t.crop}: need a multiple of {unit}, at most {spec.size}")
+        if spec.size % (4 * tokenizer.spatial_stride):
+            raise ValueError(f"size={spec.size}: need a multiple of {4 * tokenizer.spatial_stride}")
+
+    @property
+    def to_compile(self) -> list[nn.Module]:
+        return [self.model]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, **asdict(self.training)}
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return matrix_optimizers(self.model.named_parameters(), self.training.lr)
+
+    def batch(self, step: int, rank: int, world: int, progress: float) -> Pairs:
+        """`batch_size` crops of clips that no other step or process sees."""
+        t = self.training
+        n = -(-self.batch_size // t.crops_per_clip)
+        first = ((self.seed * 7_919 + step) * world + rank) * n
+        large = self.train.batch(range(first, first + n), self.spec, audio=False).video
+        assert large is not None
+        device = next(self.model.parameters()).device
+        large = large.to(device)
+        scale = 2 if float(torch.rand(())) < t.half_share else 4
+        places = [self._place(i, scale, *large.shape[3:]) for i in range(self.batch_size)]
+        base = upsample(self._low_side(large, scale), scale)
+        crops = [torch.stack([x[p] for p in places]).permute(0, 2, 3, 4, 1).contiguous() for x in (base, large)]
+        return Pairs(base=crops[0], large=crops[1], scale=scale)
+
+    def _place(self, i: int, scale: int, H: int, W: int) -> tuple[Any, ...]:
+        """Where crop i is cut: at random, on the grid of the low side and of the network."""
+        t, unit = self.training, max(self.model.config.stride, scale)
+        top, left = (unit * int(torch.randint(0, (side - t.crop) // unit + 1, ())) for side in (H, W))
+        return i // t.crops_per_clip, ..., slice(top, top + t.crop), slice(left, left + t.crop)
+
+    def _low_side(self, large: Tensor, scale: int) -> Tensor:
+        """(B, 3, T, H, W) -> (B, 3, T, H / scale, W / scale), each clip worn in its own way."""
+        t, low = self.training, downsample(large, scale)
+        kind = torch.rand(len(low)).tolist()
+        through = [i for i, k in enumerate(kind) if k >= t.clean_share + t.camera_share]
+        if through:
+            low[through] = coded(low[through], self.tokenizer.to(low.device), t.max_flips)
+        for i, k in enumerate(kind):
+            if t.clean_share <= k < t.clean_share + t.camera_share:
+                low[i] = filmed(low[i])
+        return low
+
+    def notices(self, step: int, metrics: dict[str, float]) -> list[str]:
+        return []
+
+    def loss(self, model: nn.Module, batch: Pairs, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Squared error of the velocity at a random time (arXiv:2210.02747, eq. 23), and how far its end is off.
+
+        Times are denser near 0, where most is still to be done; a tenth of the clips has no noise.
+        """
+        B, device = len(batch.base), batch.base.device
+        time = torch.rand(B, device=device).square()
+        noise = torch.rand(B, device=device) * self.model.config.max_noise * (torch.rand(B, device=device) >= 0.1)
+        if self.training.regression:
+            time, noise = torch.zeros_like(time), torch.zeros_like(noise)
+        at, level = (x.view(B, 1, 1, 1, 1) for x in (time, noise))
+        grain = torch.randn_like(batch.base[:, :1])  # one for all frames
+        x = torch.lerp(batch.base + level * grain, batch.large, at)
+        missing = batch.large - batch.base
+        error = model(x, batch.base, time, noise, batch.scale).float() - missing
+        left = (1 - at).clamp(min=1 / max(STEPS))  # the sampler's last time is no later
+        return (error / left).square().mean(), {
+            "psnr": -10 * (error.detach().square().mean() / 4 + 1e-10).log10(),  # of the whole batch, in dB
+            "bicubic": -10 * (missing.square().mean() / 4 + 1e-10).log10(),
+        }
+
+    @torch.no_grad()
+    def sample(self, model: nn.Module, folder: Path, step: int) -> None:
+        """Write `{step}.png`: one frame of each of four decoded test clips: bicubic, the head, the truth."""
+        from PIL import Image
+
+        rows = []
+        for low, large in self._test_pairs(model, 4):
+            made = self._made(model, low)
+            rows.append(torch.cat([x[0, :, -1] for x in (upsample(low, 4), made, large)], dim=-1))
+        grid = torch.cat(rows, dim=-2).permute(1, 2, 0).cpu()
+        Image.fromarray(((grid + 1) * 127.5).round().clamp(0, 255).byte().numpy()).save(folder / f"{step:07d}.png")
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, n: int) -> dict[str, float]:
+        """PSNR in dB of n decoded test clips, four times as large, and that of bicubic upsampling."""
+        scores: dict[str, list[float]] = {"psnr": [], "bicubic_psnr": []}
+        for low, large in self._test_pairs(model, n):
+            for name, made in (("psnr", self._made(model, low)), ("bicubic_psnr", upsample(low, 4))):
+                scores[name].append(float(psnr((made + 1) / 2, (large + 1) / 2)))
+        return {name: sum(values) / n for name, values in scores.items()} | {"n": n}
+
+    def _made(self, model: nn.Module, low: Tensor) -> Tensor:
+        assert isinstance(model, SuperRes)
+        with torch.autocast(low.device.type, torch.bfloat16):
+            if self.training.regression:
+                return model.upscale(low, 4, steps=1, noise=0.0)
+            return model.upscale(low, 4)
+
+    def _test_pairs(self, model: nn.Module, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Decoded (1, 3, T, H / 4, W / 4) and large (1, 3, T, H, W) test clips."""
+        device = next(model.parameters()).device
+        for i in range(n):
+            large = self.test.batch([i], self.spec, audio=False).video
+            assert large is not None
+            large = large.to(device)
+            yield coded(downsample(large, 4), self.tokenizer.to(device), 0.0), large
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the head as a folder that `SuperRes.from_pretrained` opens."""
+        assert isinstance(model, SuperRes)
+        model.save_pretrained(folder)

@@ -1,0 +1,35 @@
+"""How a super-resolution head is trained: the numbers behind `SuperResJob`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperResTraining:
+    """How a super-resolution head is trained; the defaults are those of `tiny`."""
+
+    lr: float = 2e-3
+    ema: float = 0.995
+    n_frames: int = 9  # of a clip, 1 + a multiple of 4
+    crop: int = 128  # height and width that is learned from, in pixels of the large frame
+    crops_per_clip: int = 2  # making a clip costs more than cutting it
+    half_share: float = 0.25  # of the steps that double the size; the others make it four times as large
+    clean_share: float = 0.15  # of the clips whose low side is only downsampled
+    camera_share: float = 0.2  # blurred, noisy, compressed; the rest goes through the tokenizer
+    max_flips: float = 0.15  # ids with a wrong bit, from none to this share, in half of the clips that are coded
+    regression: bool = False  # always time 0 without noise: a plain network of one step, to compare with
+
+    def __post_init__(self) -> None:
+        for name in ("ema", "half_share", "clean_share", "camera_share", "max_flips"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: need 0 to 1")
+        if self.clean_share + self.camera_share > 1:
+            raise ValueError(f"clean_share={self.clean_share} and camera_share={self.camera_share} are more than all")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr={self.lr}: need a number above 0")
+        if self.n_frames < 1 or (self.n_frames - 1) % 4:
+            raise ValueError(f"n_frames={self.n_frames}: need 1 + a multiple of 4")
+        if self.crop < 1 or self.crops_per_clip < 1:
+            raise ValueError(f"crop={self.crop}, crops_per_clip={self.crops_per_clip}: need at least 1")
