@@ -215,6 +215,8 @@ def info(args: Namespace) -> None:
     print(f"audio ids   {layout.n_codebooks} x {layout.audio_frames} at {layout.audio_rate:g} a second")
     how = [f"{kind} {json.dumps(dict(values))}" for kind, values in config.sampling.ranges.items()]
     print("sampling   ", ", ".join([f"guidance_scale {config.sampling.guidance_scale:g}", *how]))
+    for task, own in config.sampling.tasks.items():
+        print(f"  {task}: {json.dumps(dict(own))}")
     there = [part for part in (*PARTS, SUPERRES) if part != "text_tokenizer" and (folder / part).exists()]
     counts = {part: n_parameters(folder / part) for part in there}
     for part, count in counts.items():
@@ -341,8 +343,9 @@ def _load(args: Namespace, command: str, values: dict[str, Any]) -> AVPoet:
     if command == "reconstruct":
         shown.setdefault("size", config.size)
     elif command != "superres":
-        shown.setdefault("guidance_scale", config.sampling.guidance_scale)
-        for kind, how in config.sampling.ranges.items():
+        sampling = config.sampling.of(getattr(args, "task", "").replace("-", "_"))
+        shown.setdefault("guidance_scale", sampling.guidance_scale)
+        for kind, how in sampling.ranges.items():
             shown[kind] = {**how, **{k: v for k, v in values.items() if k in ("temperature", "top_k", "top_p")}}
     shown.update(out=args.out, device=str(device), dtype=str(dtype).removeprefix("torch."))
     engine = {name: getattr(args, name, False) for name in ("compile", "int8")}

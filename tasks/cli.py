@@ -145,7 +145,7 @@ def _superres(commands: argparse._SubParsersAction) -> None:
         "sound, in constant memory.",
         example=[
             "avpoet superres clip.mp4 --scale 4 --out large.mp4",
-            "avpoet superres photo.png --scale 2 --steps 8 --noise 0.2 --out large.png",
+            "avpoet superres photo.png --scale 2 --steps 8 --noise 0.1 --out large.png",
         ],
     )
     parser.set_defaults(action="superres")

@@ -102,7 +102,8 @@ class Generator:
         n_context: int, negative: torch.Tensor | None,
     ) -> Iterator[torch.Tensor]:  # fmt: skip
         """The engine's stream for samples of which all have a prompt, or none."""
-        scale = self.defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
+        defaults = self.defaults.of(task.name)
+        scale = defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
         other: Prefix | None = None
         if samples[0].text is not None and scale != 1:
             other = self._prefix(task, [replace(s, text=negative) for s in samples], n_context)
@@ -111,7 +112,7 @@ class Generator:
             places,
             unconditional=other,
             guidance_scale=scale if other is not None else 1.0,
-            sampling=self.defaults.resolve(options.temperature, options.top_k, options.top_p),
+            sampling=defaults.resolve(options.temperature, options.top_k, options.top_p),
             seeds=list(seeds),
             window=options.speculative,
         )

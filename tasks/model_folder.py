@@ -33,10 +33,21 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """How this model is best sampled; `ranges` holds temperature, top_k, top_p for "visual" and "audio"."""
+    """How this model is best sampled.
+
+    `ranges` holds temperature, top_k, top_p for "visual" and "audio". `tasks` holds what is otherwise for single tasks,
+    by name: guidance_scale, or one of the three for all ranges.
+    """
 
     guidance_scale: float = 1.0
     ranges: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def of(self, task: str) -> SamplingDefaults:
+        """Those of a task."""
+        own = dict(self.tasks.get(task, {}))
+        scale = own.pop("guidance_scale", self.guidance_scale)
+        return SamplingDefaults(scale, {kind: {**how, **own} for kind, how in self.ranges.items()})
 
     def resolve(self, temperature: float | None, top_k: int | None, top_p: float | None) -> dict[str, Sampling]:
         """The sampling of every kind of range; what the caller gave replaces the model's own setting everywhere."""

@@ -46,6 +46,11 @@ _SAMPLING = {
         "visual": {"temperature": 0.8, "top_k": 100},
         "audio": {"temperature": 1.0, "top_k": 100, "guided": False},
     },
+    # what the picture around a hole tells counts for more than the prompt
+    "tasks": {
+        name: {"guidance_scale": 1.5, "temperature": 0.5}
+        for name in ("frame_interpolation", "inpainting", "outpainting")
+    },
 }
 # MAGVIT-v2 appendix A.2: adversarial and perceptual losses, entropy weight three times as high at the start
 _PAPER = VideoTraining(lr=1e-3, ema=0.999, entropy_boost=3.0, adversarial_weight=0.1, perceptual="microsoft/resnet-50")

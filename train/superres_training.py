@@ -12,12 +12,12 @@ class SuperResTraining:
 
     lr: float = 2e-3
     ema: float = 0.995
-    n_frames: int = 9  # of a clip, 1 + a multiple of 4
-    crop: int = 128  # height and width that is learned from, in pixels of the large frame
+    n_frames: int = 5  # of a clip, 1 + a multiple of 4
+    crop: int = 96  # height and width that is learned from, in pixels of the large frame
     crops_per_clip: int = 2  # making a clip costs more than cutting it
-    half_share: float = 0.25  # of the steps that double the size; the others make it four times as large
-    clean_share: float = 0.15  # of the clips whose low side is only downsampled
-    camera_share: float = 0.2  # blurred, noisy, compressed; the rest goes through the tokenizer
+    half_share: float = 0.2  # of the steps that double the size; the others make it four times as large
+    clean_share: float = 0.25  # of the clips whose low side is only downsampled
+    camera_share: float = 0.15  # blurred, noisy, compressed; the rest goes through the tokenizer
     max_flips: float = 0.15  # ids with a wrong bit, from none to this share, in half of the clips that are coded
     regression: bool = False  # always time 0 without noise: a plain network of one step, to compare with
 

@@ -23,7 +23,7 @@ def large_model(debug_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("large") / "model"
     shutil.copytree(debug_model, folder)
     torch.manual_seed(0)
-    head = SuperRes(superres_config("debug"))
+    head = SuperRes(superres_config("debug", noise=0.1))
     for p in head.parameters():
         nn.init.normal_(p, std=0.1)
     head.save_pretrained(folder / "superres")
@@ -45,7 +45,7 @@ def test_a_clip_of_any_size_keeps_its_rate_and_sound(large, clip, scale):
 def test_steps_noise_and_seed_reach_the_head(large, clip):
     made = large.superres(clip)
     video = clip.frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-    for values in ({}, {"steps": 1}, {"noise": 0.0}, {"seed": 3}):
+    for values in ({}, {"steps": 1}, {"noise": 0.05}, {"seed": 3}):
         wanted = ((large.superres_head.upscale(video, 4, **values)[0] + 1) * 127.5).round().byte().permute(1, 2, 3, 0)
         assert torch.equal(large.superres(clip, **values).frames, wanted)
     assert torch.equal(made.frames, join(large.stream.superres(clip)).frames)

@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,10 +18,13 @@ from tasks.cli import default_out
 from tasks.codec import Codec, to_network
 from tasks.long_video import steps
 from tasks.model_folder import SamplingDefaults
+from tasks.options import Options
 from tasks.reconstruct import Distance, Reconstruction, reconstructed
+from tasks.sequence import TokenSample
 from tasks.sliding import even_size
 from tasks.source import Source
 from tasks.stream import join
+from tasks.table import get_task
 from tokenizers_av.clip import Clip, MediaError, read_clip
 
 
@@ -402,3 +406,18 @@ def test_lists_give_lists_each_as_alone(poet, clip):
     with pytest.raises(InputError, match="prompt has 2, seed has 3"):
         poet.text_to_video(["a", "b"], seed=[1, 2, 3])
     assert poet.text_to_video([]) == []
+
+
+def test_a_task_may_have_its_own_sampling(poet):
+    ranges = {"visual": {"temperature": 1.0, "top_k": 9}, "audio": {"temperature": 0.7}}
+    own = SamplingDefaults(3.0, ranges, {"inpainting": {"guidance_scale": 1.5, "temperature": 0.0}})
+    assert own.of("text_to_video").guidance_scale == 3.0 and own.of("text_to_video").ranges == ranges
+    assert own.of("inpainting").guidance_scale == 1.5
+    assert own.of("inpainting").ranges["visual"] == {"temperature": 0.0, "top_k": 9}
+    other, layout = replace(poet.generator, defaults=own), poet.config.layout
+    sample = TokenSample(condition=torch.zeros(layout.latent_frames, layout.height, layout.width, dtype=torch.int64))
+    one, two = (
+        list(other.blocks(get_task("inpainting"), sample, Options(), seed=seed, sound=False))[-1].video
+        for seed in (1, 2)
+    )
+    assert torch.equal(one, two)  # at temperature 0 seeds do not count

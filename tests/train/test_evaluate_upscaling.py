@@ -31,7 +31,7 @@ WAYS = ["truth", "bicubic", "Lanczos", "1 step, noise 0.1", "2 steps, noise 0.1"
 class Grainy:
     """A head that leaves its noise on the bicubic clip."""
 
-    config = superres_config("debug")
+    config = superres_config("debug", noise=0.1, max_noise=0.3)
 
     def upscale(self, video: Tensor, scale: int, *, steps: int, noise: float, seed: int) -> Tensor:
         large = upsample(video, scale)
@@ -80,7 +80,7 @@ def test_every_way_is_measured_on_both_parts(poet: AVPoet, capsys: pytest.Captur
 class Knowing:
     """A head that has seen the true clips, and tells them by the seed."""
 
-    config = superres_config("debug")
+    config = superres_config("debug", noise=0.1, max_noise=0.3)
 
     def __init__(self, seed: int) -> None:
         self.world, self.first, self.asked = Playground("test", seed=seed), seed, set[tuple[int, float, int]]()
@@ -143,7 +143,7 @@ def test_intervals_are_of_the_mean_and_of_differences_on_the_same_clips() -> Non
 
 
 def untrained() -> SuperRes:
-    return SuperRes(superres_config("debug")).eval()
+    return SuperRes(superres_config("debug", noise=0.1, max_noise=0.3)).eval()
 
 
 def arguments(model: Path, *more: str) -> argparse.Namespace:

@@ -19,9 +19,9 @@ class SuperResConfig:
     n_blocks: int = 3  # residual blocks at the finer resolution, on the way in and again on the way out
     n_inner_blocks: int = 8  # at the coarser resolution
     code_dim: int = 64  # of the embedding of time, noise level and scale
-    max_noise: float = 0.3  # highest noise level it has learned, on the scale of pixels in [-1, 1]
+    max_noise: float = 0.15  # highest noise level it has learned, on the scale of pixels in [-1, 1]
     steps: int = 4  # of the sampler, unless asked otherwise
-    noise: float = 0.1  # the sampler's noise level, unless asked otherwise
+    noise: float = 0.0  # the sampler's noise level, unless asked otherwise
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dims", tuple(self.dims))  # a list where it comes from JSON

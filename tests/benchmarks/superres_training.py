@@ -1,0 +1,38 @@
+"""A regression network of the head's size, trained as the head is: what flow matching is to be compared with.
+
+    python tests/benchmarks/superres_training.py runs/regression --tokenizers tasks/models/tiny --steps 760
+    avpoet-train evaluate tiny --suite superres --only decoded --against runs/regression
+
+The network, its data and its optimizer are those of `avpoet-train superres`; it always sees the upsampled clip without
+noise at time 0, so it learns the mean of all large clips that fit, in one step.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from train import stages
+from train.presets import CHAINS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tokenizers", type=Path, required=True)
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--data", nargs="+", default=["playground"])
+    parser.add_argument("--data-weights", nargs="+", type=float)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    chain = CHAINS[args.preset]
+    CHAINS[args.preset] = replace(chain, superres_training=replace(chain.superres_training, regression=True))
+    options = stages.Options(preset=args.preset, data=tuple(args.data), steps=args.steps, seed=args.seed,
+                             data_weights=args.data_weights and tuple(args.data_weights))  # fmt: skip
+    print(stages.train_superres(args.out, options, args.tokenizers))
+
+
+if __name__ == "__main__":
+    main()
