@@ -305,6 +305,9 @@ def _arguments(row: Task, values: dict[str, Any], inputs: dict[str, Any], model:
     from tasks.request import check_arguments
     from tasks.source import Source
 
+    for argument in row.arguments:
+        if isinstance(values.get(argument.name), str):
+            _check_not_input(values["out"], values[argument.name])
     given = check_arguments(row, values)
     config = read_config(find_model(model))
     source = Source(inputs[next(b.argument for b in row.inputs if b.condition)], need="video")
@@ -343,8 +346,12 @@ def _load(args: Namespace, command: str, values: dict[str, Any]) -> AVPoet:
     if command == "reconstruct":
         shown.setdefault("size", config.size)
     elif command != "superres":
-        sampling = config.sampling.of(getattr(args, "task", "").replace("-", "_"))
-        shown.setdefault("guidance_scale", sampling.guidance_scale)
+        from tasks.long_video import next_row
+
+        row = next_row(values["sound"]) if command == "extend" else get_task(args.task)
+        sampling = config.sampling.of(row.name)
+        if any(b.droppable for b in row.inputs):
+            shown.setdefault("guidance_scale", sampling.guidance_scale)
         for kind, how in sampling.ranges.items():
             shown[kind] = {**how, **{k: v for k, v in values.items() if k in ("temperature", "top_k", "top_p")}}
     shown.update(out=args.out, device=str(device), dtype=str(dtype).removeprefix("torch."))
@@ -375,13 +382,15 @@ def _write(out: str, parts: Iterable[Clip], poet: AVPoet, sound: bool, sample_ra
 
 
 def _counted(parts: Iterable[Clip], source: Source) -> Iterator[Clip]:
-    """The parts, with a progress bar in seconds of the clip."""
+    """The parts, with a progress bar that counts frames."""
     from tqdm import tqdm
 
-    with tqdm(desc="superres", total=source.seconds, unit="s", delay=2, file=sys.stderr, dynamic_ncols=True) as bar:
+    with tqdm(desc="superres", unit="frame", delay=2, file=sys.stderr, dynamic_ncols=True) as bar:
         for part in parts:
             yield part
-            bar.update(round(part.n_frames / part.fps, 3))
+            if source.seconds:
+                bar.total = round(source.seconds * part.fps)
+            bar.update(part.n_frames)
 
 
 @contextmanager

@@ -111,7 +111,8 @@ def _task(rows: argparse._SubParsersAction, task: Task) -> None:
         parser,
         seconds=None if task.fixed_length else seconds,
         prompt=task.input("text") is not None,
-        sound=task.output("audio") is not None and task.output("video") is not None,
+        guided=any(b.droppable for b in task.inputs),
+        sound=any(b.kind == "audio" and b.optional for b in task.outputs),
         picture=task.output("video") is not None,
     )
 
@@ -120,7 +121,7 @@ def _extend(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "extend",
         help="continue a video for any length",
-        description="The clip at the model's size and rate, followed by new seconds, in constant memory.",
+        description="The clip at the model's rate and number of pixels, followed by new seconds, in constant memory.",
         example=[
             "avpoet extend clip.mp4 --seconds 60 --out long.mp4",
             'avpoet extend clip.mp4 --seconds 8 --prompt "a ball falls" --prompt "a ball rolls" --out long.mp4',
@@ -134,7 +135,7 @@ def _extend(commands: argparse._SubParsersAction) -> None:
         action="append",
         help='may be given several times: spread over the new seconds, or each with its time: "12: a ball falls"',
     )
-    _common(parser, seconds="how much to add", prompt=True, sound=True, picture=True, need_seconds=True)
+    _common(parser, seconds="how much to add", prompt=True, guided=True, sound=True, picture=True, need_seconds=True)
 
 
 def _superres(commands: argparse._SubParsersAction) -> None:
@@ -201,8 +202,9 @@ _OUT_HELP = (
 
 
 def _common(
-    parser: Parser, *, seconds: str | None, prompt: bool, sound: bool, picture: bool, need_seconds: bool = False
-) -> None:
+    parser: Parser, *, seconds: str | None, prompt: bool, guided: bool, sound: bool, picture: bool,
+    need_seconds: bool = False,
+) -> None:  # fmt: skip
     parser.add_argument("--out", required=True, metavar="FILE", help=_OUT_HELP)
     if seconds:
         seconds += "; at most 86400"
@@ -210,7 +212,8 @@ def _common(
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same result")
     if prompt:
         parser.add_argument("--negative-prompt", metavar="TEXT", help="what shall not be seen")
-        parser.add_argument("--guidance-scale", type=float, metavar="G", help="follow the prompt closer; 1 is off")
+    if guided:
+        parser.add_argument("--guidance-scale", type=float, metavar="G", help="follow the input closer; 1 is off")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest id")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest ids; 0 is off")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest ids that sum to P; 1 is off")

@@ -108,6 +108,13 @@ class Codec:
         return lambda ids: stream(ids[None].to(self.device), 1)[0][0].cpu()
 
 
+def even_size(canvas: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W), even, with the proportions of `canvas` and about as many pixels as `size`."""
+    scale = (size[0] * size[1] / (canvas[0] * canvas[1])) ** 0.5
+    height, width = (max(2, 2 * round(n * scale / 2)) for n in canvas)
+    return height, width
+
+
 def to_network(frames: Tensor) -> Tensor:
     """(T, H, W, 3) uint8 -> (1, 3, T, H, W) float in [-1, 1]."""
     return frames.permute(3, 0, 1, 2).unsqueeze(0).float() / 127.5 - 1

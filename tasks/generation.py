@@ -104,15 +104,18 @@ class Generator:
         """The engine's stream for samples of which all have a prompt, or none."""
         defaults = self.defaults.of(task.name)
         scale = defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
+        sampling = defaults.resolve(options.temperature, options.top_k, options.top_p)
+        drawn = [sampling["visual" if b.kind == "video" else b.kind] for b in task.outputs]
         other: Prefix | None = None
-        if samples[0].text is not None and scale != 1:
-            other = self._prefix(task, [replace(s, text=negative) for s in samples], n_context)
+        if scale != 1 and any(s.guided for s in drawn):
+            unguided = [u for s in samples if (u := _unguided(task, s, negative)) is not None]
+            other = self._prefix(task, unguided, n_context) if unguided else None
         return self.engine.stream(
             self._prefix(task, samples, n_context),
             places,
             unconditional=other,
             guidance_scale=scale if other is not None else 1.0,
-            sampling=defaults.resolve(options.temperature, options.top_k, options.top_p),
+            sampling=sampling,
             seeds=list(seeds),
             window=options.speculative,
         )
@@ -144,6 +147,15 @@ class Generator:
     def _check(self, task: Task) -> None:
         if task.token not in self.vocab.special_tokens:
             raise InputError(f"this model was not trained for {task.command}: its vocabulary has no {task.token}")
+
+
+def _unguided(task: Task, sample: TokenSample, negative: torch.Tensor | None) -> TokenSample | None:
+    """What guidance pushes away from: the same with the negative prompt, or with none; where there was no prompt,
+    without the clip it is made for; None where there is nothing to leave out."""
+    if sample.text is not None:
+        return replace(sample, text=negative)
+    whole = {b.kind: None for b in task.inputs if b.droppable and b.kind != "text"}
+    return replace(sample, **whole) if whole else None
 
 
 def gather(blocks: Iterator[TokenSample]) -> TokenSample:

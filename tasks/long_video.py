@@ -2,7 +2,8 @@
 
 A window is a clip of the model's length of which the first latent frames, and the sound that goes with them, are known.
 What is carried from window to window are their ids: nothing is encoded twice, and both decoders, which are causal, go
-on from where they were, so that there is no seam to see or to hear.
+on from where they were: windows join without a seam. What the first one joins is the clip itself, sharper than what
+comes of ids.
 """
 # Shapes: T frames, t h w latent sizes, N samples, Q audio levels, F audio columns
 
@@ -96,7 +97,10 @@ class Track:
 
 
 class Ending:
-    """The end of a clip: the last frames (T, H, W, 3) that fill whole latent frames, the sound (N,) up to their end."""
+    """The end of a clip: the last frames (T, H, W, 3) that fill whole latent frames, the sound (N,) up to their end.
+
+    Frames are of the model's size, the whole picture stretched to it.
+    """
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
@@ -106,7 +110,7 @@ class Ending:
         """Yield the clip at the model's size and rate, with a track also its sound, or silence; keep how it ends."""
         codec, layout, n_heard = self.codec, self.codec.layout, round(EAR_SECONDS * self.codec.sample_rate)
         windows = source.windows(
-            sample_rate=codec.sample_rate, fps=layout.fps, size=codec.size, audio=track is not None
+            sample_rate=codec.sample_rate, fps=layout.fps, size=codec.size, fit="stretch", audio=track is not None
         )
         for window in windows:
             assert window.frames is not None

@@ -1,7 +1,7 @@
 """The hole of inpainting: which pixels of a video are to be painted anew, at any size, rate and length.
 
-A hole follows its video through `tokenizers_av.media_frames.resize`: scaled with the frames, and cut or padded like
-them. Where one pixel covers several it is hole as soon as one of them is, so that nothing of the hole shows through.
+A hole is stretched with the frames of its video. Where one pixel covers several it is hole as soon as one of them is,
+so that nothing of the hole shows through.
 """
 # Shapes: T frames, H W pixels of a frame; a hole is bool, True where a pixel is to be painted
 
@@ -11,7 +11,6 @@ import os
 import random
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import TypeAlias
 
 import torch
@@ -69,11 +68,11 @@ class Mask:
         next(mask._raw(1.0))
         return mask
 
-    def check(self, height: int, width: int, size: tuple[int, int] | None = None, fit: str = "crop") -> None:
-        """InputError where the hole cannot be that of a video of height x width, worked on at `size` (H, W).
+    def check(self, height: int, width: int) -> None:
+        """InputError where the hole cannot be that of a video of height x width.
 
-        That is a box that does not fit in, and a hole of nothing or of everything that `fit` keeps of the frames. Of a
-        moving picture only a Clip is looked through, a file is not.
+        That is a box that does not fit in, and a hole of nothing or of everything. Of a moving picture only a Clip is
+        looked through, a file is not.
         """
         if isinstance(self.what, tuple):
             x, y, w, h = self.what
@@ -84,24 +83,18 @@ class Mask:
             return
         rate = self.what.media.fps if isinstance(self.what, Source) and isinstance(self.what.media, Clip) else 1.0
         some, every = False, True
-        for raw in self._raw(rate, (height, width)):
-            hole = _fitted(raw, (height, width), size or (height, width), fit)
+        for hole in self._raw(rate, (height, width)):
             some, every = some or bool(hole.any()), every and bool(hole.all())
-        kept = "the video" if size is None else f"what {size[0]}x{size[1]} pixels hold of the video"
         if not some:
-            raise InputError(f"{self.name}: nothing of {kept} is hole, there would be nothing to paint")
+            raise InputError(f"{self.name}: nothing of the video is hole, there would be nothing to paint")
         if every:
-            raise InputError(f"{self.name}: all of {kept} is hole, there would be nothing to go by")
+            raise InputError(f"{self.name}: all of the video is hole, there would be nothing to go by")
 
-    def frames(
-        self, fps: float, size: tuple[int, int], source_size: tuple[int, int], fit: str = "crop"
-    ) -> Iterator[Tensor]:
-        """Holes (H, W) bool without end, one for each frame of a video that is `source_size` in square pixels and read
-        at `fps`, `size` and `fit` (by a Source or ClipReader). In constant memory; `take` cuts them into windows.
-        """
+    def frames(self, fps: float, height: int, width: int) -> Iterator[Tensor]:
+        """Holes (height, width) bool without end, one for each frame of a video of that size at that rate."""
         hole = None
-        for raw in self._raw(fps, source_size):
-            hole = _fitted(raw, source_size, size, fit)
+        for raw in self._raw(fps, (height, width)):
+            hole = cover(raw, height, width)
             yield hole
         assert hole is not None
         while True:
@@ -122,11 +115,6 @@ class Mask:
             yield hole
 
 
-def take(holes: Iterator[Tensor], n: int) -> Tensor:
-    """The next n >= 1 holes of `Mask.frames` as (n, H, W) bool."""
-    return torch.stack(list(islice(holes, n)))
-
-
 def _box(values: Sequence[int], name: str) -> Box:
     x, y, w, h = values
     if x < 0 or y < 0:
@@ -145,23 +133,6 @@ def _tensor_hole(values: Tensor, name: str) -> Tensor:
     if values.dtype == torch.uint8:
         values = values >= (WHITE if values.max() > 1 else 1)
     return values if values.ndim == 3 else values[None]
-
-
-def _fitted(hole: Tensor, source_size: tuple[int, int], size: tuple[int, int], fit: str) -> Tensor:
-    """A hole (H, W) stretched to the frames of a video, then cut or padded as `resize` does with these frames."""
-    (height, width), (out_h, out_w) = source_size, size
-    hole = cover(hole, height, width)
-    if fit == "crop":
-        scale = max(out_h / height, out_w / width)
-        keep_h, keep_w = (min(n, max(1, round(out / scale))) for n, out in ((height, out_h), (width, out_w)))
-        top, left = (height - keep_h) // 2, (width - keep_w) // 2
-        return cover(hole[top : top + keep_h, left : left + keep_w], out_h, out_w)
-    scale = min(out_h / height, out_w / width)
-    in_h, in_w = (min(out, max(1, round(n * scale))) for n, out in ((height, out_h), (width, out_w)))
-    canvas = hole.new_zeros(out_h, out_w)  # the black around the frames stays
-    top, left = (out_h - in_h) // 2, (out_w - in_w) // 2
-    canvas[top : top + in_h, left : left + in_w] = cover(hole, in_h, in_w)
-    return canvas
 
 
 def cover(hole: Tensor, height: int, width: int) -> Tensor:

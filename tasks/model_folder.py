@@ -35,8 +35,8 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 class SamplingDefaults:
     """How this model is best sampled.
 
-    `ranges` holds temperature, top_k, top_p for "visual" and "audio". `tasks` holds what is otherwise for single tasks,
-    by name: guidance_scale, or one of the three for all ranges.
+    `ranges` holds temperature, top_k, top_p and guided, whether guidance acts, for "visual" and "audio". `tasks` holds
+    what is otherwise for single tasks, by name: guidance_scale, or one of the four for all ranges.
     """
 
     guidance_scale: float = 1.0

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from lm import LM, Engine, Vocabulary
 from tasks.check import check_levels, check_seed, check_size
 from tasks.codec import Codec
-from tasks.enlarge import SCALE
 from tasks.errors import InputError
 from tasks.generation import Generator
 from tasks.journal import Journal
@@ -329,8 +328,9 @@ class AVPoet:
     ) -> Clip:
         """The video, with its own sound, and the hole of a mask painted anew; at the model's rate, in its proportions.
 
-        mask: "X,Y,W,H" or four ints, a box in pixels of the video; an image or a video, white where the hole is; a
-        tensor (H, W) or (T, H, W). keep_known: at the size of the video, its own pixels untouched outside of the hole.
+        mask: "X,Y,W,H" or a tuple of four ints, a box in pixels of the video; an image or a video, white where the hole
+        is; a tensor (H, W) or (T, H, W). keep_known: at the size of the video, its own pixels untouched outside of the
+        hole.
         Other options as in `text_to_video`; `seconds` cuts the video.
         """
         return self.generate("inpainting", **_given(locals()))
@@ -395,12 +395,16 @@ class AVPoet:
         seconds: float | None = None,
         seed: int = 0,
         speculative: int = 0,
+        guidance_scale: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         progress: Progress | None = None,
     ) -> Clip:
-        """The video as it is, whatever its size, rate and length, with a new sound; `seconds` cuts it."""
+        """The video as it is, whatever its size, rate and length, with a new sound; `seconds` cuts it.
+
+        guidance_scale: more follows the video closer. Other options as in `text_to_video`.
+        """
         return self.generate("video_to_audio", **_given(locals()))
 
     def audio_to_video(
@@ -462,7 +466,7 @@ class AVPoet:
         superres: bool = False,
         progress: Progress | None = None,
     ) -> Clip | None:
-        """The clip at the model's size and rate, followed by `seconds` of what comes next.
+        """The clip at the model's rate and number of pixels, followed by `seconds` of what comes next.
 
         prompts: one for all, several that are spread evenly over the new seconds, or a story: (second, prompt) pairs.
         With `out` the result goes to that file as it is made, in constant memory, and None is returned; after a kill
@@ -472,14 +476,13 @@ class AVPoet:
         if out is None:
             return join(self.stream.extend(clip, seconds, prompts, **options))
         check_output(out)
-        told = {k: v for k, v in options.items() if k != "progress"}
-        name = _name_of(Source(clip, need="video"))
-        request = {"clip": name, "seconds": seconds, "prompts": prompts, "model": self._identity(), **told}
-        rate = self.codec.sample_rate if sound else None
-        height, width = (side * (SCALE if superres else 1) for side in self.config.size)
-        writer = ClipWriter(out, fps=self.config.layout.fps, size=(height, width), sample_rate=rate)
-        journal = None if str(out) == "-" else Journal(out, request, writer.temporary)
-        done = False
+        source = Source(clip, need="video")
+        writer = ClipWriter(out, fps=self.config.layout.fps, sample_rate=self.codec.sample_rate if sound else None)
+        journal, done = None, False
+        if str(out) != "-":
+            told = {k: v for k, v in options.items() if k not in ("progress", "superres")}  # what ids depend on
+            key = {"clip": _name_of(source), "seconds": seconds, "prompts": prompts, "model": self._identity(), **told}
+            journal = Journal(writer.target, key, writer.temporary)
         try:
             parts = self.stream.extend(clip, seconds, prompts, journal=journal, **options)
             with writer:
@@ -496,8 +499,8 @@ class AVPoet:
     ) -> Clip:
         """The clip `scale` (2 or 4) times as high and wide, at its own rate, with its own sound.
 
-        Frames go through the head as they are, whatever made them. steps: 1, 2, 4 or 8, more for more detail; noise:
-        from 0, which makes nothing up, to the head's `max_noise`; None is the head's own setting.
+        Frames go through the head as they are, whatever made them. steps: 1, 2, 4 or 8; noise: from 0 to the
+        head's `max_noise`, the more, the more detail is made up; None is the head's own setting.
         """
         return join(self.stream.superres(clip, scale, steps=steps, noise=noise, seed=seed))
 

@@ -10,6 +10,7 @@ from tasks.check import check_prompt, check_seconds
 from tasks.errors import InputError
 from tasks.model_folder import PoetConfig
 from tasks.options import Options
+from tasks.sequence import Layout
 from tasks.source import Source
 from tasks.table import get_task
 from tasks.task import Conditioner, Task
@@ -57,6 +58,8 @@ class Request:
         source = None if name is None else Source(given[name], need="audio" if name == "audio" else "video")
         if source is not None and row.needs_sound and not source.has_audio:
             raise MediaError(f"{source.name}: has no sound, which {row.command} goes on from")
+        if source is not None and seconds is not None:
+            _check_future(row, source, seconds, config.layout)
         conditioner = None
         if row.condition is not None and source is not None:
             conditioner = row.condition.open(source.picture_size(), config.size, config.layout.fps, **arguments)
@@ -106,6 +109,19 @@ def check_length(row: Task, seconds: float | None) -> None:
     check_seconds(seconds)
     if row.fixed_length:
         raise InputError(f"{row.command} makes one {'image' if row.is_image else 'clip'}, it takes no seconds")
+
+
+def _check_future(row: Task, source: Source, seconds: float, layout: Layout) -> None:
+    """Raise InputError where nothing would follow the frames that are given."""
+    from tasks.long_video import n_kept
+
+    if source.seconds is None or all(b.part != "context" for b in row.inputs):
+        return
+    n_given = min(n_kept(layout), max(1, round(source.seconds * layout.fps)))
+    n_given -= (n_given - 1) % layout.temporal_stride
+    if seconds * layout.fps < n_given + 0.5:
+        raise InputError(f"seconds={seconds:g}: the result begins with the last {n_given / layout.fps:g} seconds of "
+                         f"{source.name}; ask for more than that")  # fmt: skip
 
 
 def options_of(options: dict[str, Any]) -> Options:

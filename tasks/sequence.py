@@ -137,9 +137,9 @@ def build(
     """The whole training sequence of `task` for a clip.
 
     labels has the index of ids: labels[i] is the id at place i, wanted from what stands before it or its block. The
-    prefix and the delimiters, which generation forces, carry IGNORE. Leave a prompt out with `sample.text = None`;
-    `sound=False` ends the sequence after the video. Raises InputError where the sample lacks a block or has other sizes
-    than `layout`.
+    prefix and the delimiters, which generation forces, carry IGNORE. A droppable input that `sample` lacks is left out;
+    `sound=False` ends the sequence after the video. Raises InputError where the sample lacks a block or has other
+    sizes than `layout`.
     """
     before, after = _pieces(task, sample, vocab, layout, sound, n_context, block_size)
     ids = torch.cat([_fill(p, sample) for p in before + after])
@@ -216,8 +216,8 @@ def _pieces(
 ) -> tuple[list[_Piece], list[_Piece]]:
     before = [_delimiter("<bos>", vocab), _delimiter(task.token, vocab)]
     for block in task.inputs:
-        if block.kind == "text" and sample.text is None:
-            continue  # without its prompt a task is what guidance pushes away from
+        if block.droppable and getattr(sample, block.kind) is None:
+            continue
         n_text = len(sample.text) if sample.text is not None else 0
         before += _delimited(block, "i", vocab, layout, n_context, n_text)
     return before, _output_pieces(task, vocab, layout, sound, n_context, block_size)

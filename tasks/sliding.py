@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tasks.check import MAX_SECONDS
-from tasks.codec import Codec
+from tasks.codec import Codec, even_size
 from tasks.generation import Generator, gather
 from tasks.long_video import Track, hop, n_kept
 from tasks.options import Ticker, derived_seed
@@ -57,7 +57,7 @@ def video_for_sound(codec: Codec, generator: Generator, r: Request) -> Iterator[
     """A picture for a sound, with the sound as it came."""
     layout, source = generator.layout, r.source
     assert source is not None
-    seconds = min(source.seconds or layout.seconds, r.seconds or MAX_SECONDS)
+    seconds = min(source.sound_seconds(), r.seconds or MAX_SECONDS)
     n_frames = max(1, round(seconds * layout.fps))
     tick = Ticker(r.options.progress, n_windows(layout, n_frames) * generator.n_ids(r.row, sound=False))
     text, answer = codec.encode_text(r.prompt), _Pictures(codec, generator, r, tick)
@@ -206,13 +206,6 @@ def windows(chunks: Iterable[Tensor], size: int, step: int) -> Iterator[tuple[Te
 def n_windows(layout: Layout, n_frames: int) -> int:
     """Windows of the model's length over so many frames."""
     return 1 + -(-max(0, n_frames - layout.n_frames) // hop(layout))
-
-
-def even_size(canvas: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W), even, with the proportions of `canvas` and about as many pixels as `size`."""
-    scale = (size[0] * size[1] / (canvas[0] * canvas[1])) ** 0.5
-    height, width = (max(2, 2 * round(n * scale / 2)) for n in canvas)
-    return height, width
 
 
 def _frames(source: Source, codec: Codec, r: Request) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ from tokenizers_av.clip import Clip, ClipReader, MediaError
 from tokenizers_av.media_frames import resize
 
 Media = Clip | str | os.PathLike[str]
+ONE_FRAME = 1e-6  # seconds of a window that holds a single frame
 
 
 class Source:
@@ -47,12 +48,19 @@ class Source:
 
     def picture_size(self) -> tuple[int, int]:
         """(H, W) of the first frame in square pixels."""
-        first = next(self.windows(sample_rate=16000, seconds=1e-3, audio=False))
+        first = next(self.windows(sample_rate=16000, seconds=ONE_FRAME, audio=False))
         return first.height, first.width
+
+    def sound_seconds(self) -> float:
+        """How long it sounds; decoded to its end where the headers do not say."""
+        if self.seconds is not None:
+            return self.seconds
+        windows = self.windows(sample_rate=16000, video=False)
+        return sum(len(w.samples) for w in windows if w.samples is not None) / 16000
 
     def try_out(self) -> None:
         """Decode the very beginning: MediaError where the headers promise what is not there."""
-        next(self.windows(sample_rate=16000, size=(8, 8), seconds=1e-3), None)
+        next(self.windows(sample_rate=16000, size=(8, 8), seconds=ONE_FRAME), None)
 
     def windows(
         self,
@@ -60,49 +68,41 @@ class Source:
         sample_rate: int,
         fps: float | None = None,
         size: tuple[int, int] | None = None,
+        fit: str = "crop",
         seconds: float = 1.0,
         video: bool = True,
         audio: bool = True,
     ) -> Iterator[Clip]:
         """Clips of `seconds` each, the last one shorter, at `fps` and `size` (H, W) (None: as they are).
 
-        `video=False` or `audio=False` leaves that part out.
+        `fit` is that of `ClipReader`; `video=False` or `audio=False` leaves that part out.
         """
         video, audio = video and self.has_video, audio and self.has_audio
         if isinstance(self.media, Clip):
-            yield from _clip_windows(self.media, sample_rate, fps, size, seconds, video, audio)
+            yield from _clip_windows(self.media, sample_rate, fps, size, fit, seconds, video, audio)
         else:
             with ClipReader(
-                self.media, fps=fps, size=size, sample_rate=sample_rate, video=video, audio=audio
+                self.media, fps=fps, size=size, fit=fit, sample_rate=sample_rate, video=video, audio=audio
             ) as reader:
                 yield from reader.windows(seconds)
 
     def frames(self, fps: float, size: tuple[int, int], sample_rate: int) -> Iterator[Tensor]:
-        """Frames (n, H, W, 3) uint8, a few at a time."""
-        for window in self.windows(fps=fps, size=size, sample_rate=sample_rate, audio=False):
+        """Frames (n, H, W, 3) uint8, the whole picture stretched to the size, a few at a time."""
+        for window in self.windows(fps=fps, size=size, fit="stretch", sample_rate=sample_rate, audio=False):
             if window.frames is not None:
                 yield window.frames
 
     def first_frame(self, size: tuple[int, int], sample_rate: int) -> Tensor:
-        """(1, H, W, 3) uint8."""
+        """(1, H, W, 3) uint8, the whole picture stretched to the size."""
         for frames in self.frames(8.0, size, sample_rate):
             return frames[:1]
         raise MediaError(f"{self.name}: holds no frame")
 
     def whole_frame(self) -> Tensor:
         """The first frame at its own size, (1, h, w, 3) uint8."""
-        frames = next(self.windows(sample_rate=16000, seconds=1e-3, audio=False)).frames
+        frames = next(self.windows(sample_rate=16000, seconds=ONE_FRAME, audio=False)).frames
         assert frames is not None
         return frames[:1]
-
-    def last_frames(self, n: int, fps: float, size: tuple[int, int], sample_rate: int) -> Tensor:
-        """The last n frames, or as many as there are: (n, H, W, 3) uint8."""
-        tail = torch.empty(0, *size, 3, dtype=torch.uint8)
-        for frames in self.frames(fps, size, sample_rate):
-            tail = torch.cat([tail, frames])[-n:]
-        if not len(tail):
-            raise MediaError(f"{self.name}: holds no frame")
-        return tail
 
 
 def _clip_windows(
@@ -110,6 +110,7 @@ def _clip_windows(
     sample_rate: int,
     fps: float | None,
     size: tuple[int, int] | None,
+    fit: str,
     seconds: float,
     video: bool,
     audio: bool,
@@ -135,4 +136,4 @@ def _clip_windows(
             a, b = round(first / fps * sample_rate), round(last / fps * sample_rate)
             part = samples[a:b].cpu().float()
             part = torch.cat([part, part.new_zeros(b - a - len(part))])
-        yield Clip(frames if size is None else resize(frames, size), fps, part, sample_rate)
+        yield Clip(frames if size is None else resize(frames, size, fit), fps, part, sample_rate)

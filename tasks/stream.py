@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tasks.check import check_seconds, check_seed
+from tasks.codec import even_size
 from tasks.enlarge import SCALE, check_enlarging, enlarged
 from tasks.errors import InputError
 from tasks.journal import Journal
@@ -21,11 +23,12 @@ from tasks.options import Options, Ticker
 from tasks.request import MEDIA, Request, options_of
 from tasks.sequence import TokenSample
 from tasks.sliding import sound_for_text, sound_for_video, video_for_sound, video_from_video
-from tasks.source import Media, Source
+from tasks.source import ONE_FRAME, Media, Source
 from tasks.story import Prompts, Story
 from tasks.table import TASKS
-from tasks.task import Task
+from tasks.task import CONTINUED, Task
 from tokenizers_av.clip import Clip
+from tokenizers_av.media_frames import stretch
 
 if TYPE_CHECKING:
     from tasks.pipeline import AVPoet
@@ -70,7 +73,7 @@ class Stream:
         """Stream any row of the task table; see `AVPoet.generate`."""
         given = {"prompt": prompt, "image": image, "video": video, "audio": audio}
         request = Request.of(self.poet.config, task, given=given, seconds=seconds, options=options)
-        return self._enlarged(self._run(request), request.options)
+        return self._answer(request)
 
     def batch(self, task: str, items: Sequence[Mapping[str, Any]]) -> list[Clip]:
         """Run a row for several sets of inputs that differ in nothing else but their seeds; see `AVPoet.generate`.
@@ -89,11 +92,11 @@ class Stream:
             self._head()  # raises before any work where there is none
         alone = row.condition is not None or row.output("video") is None or row.argument_of_length is not None
         if alone or requests[0].seconds is not None or len({r.prompt is None for r in requests}) > 1:
-            return [join(self._enlarged(self._run(r), r.options)) for r in requests]
+            return [join(self._answer(r)) for r in requests]
         codec, generator, layout = self.poet.codec, self.poet.generator, self.poet.config.layout
         given_ids = [self._given(row, request.source) for request in requests]
         if len({n_context for _, n_context in given_ids}) > 1:
-            return [join(self._enlarged(self._run(r), r.options)) for r in requests]
+            return [join(self._answer(r)) for r in requests]
         n_context, sound = given_ids[0][1], opts.sound and row.output("audio") is not None
         samples = [
             replace(ids, text=codec.encode_text(r.prompt)) for (ids, _), r in zip(given_ids, requests, strict=True)
@@ -111,8 +114,12 @@ class Stream:
                 ids = answer.audio if sample.audio is None else torch.cat([sample.audio, answer.audio], dim=1)
                 heard = Track(codec).fit(codec.decode_audio(ids), len(frames), fill=True)
             clip = Clip(frames, layout.fps, heard, codec.sample_rate)
-            clips.append(join(self._enlarged(iter([clip]), request.options)))
+            clips.append(join(self._finished(iter([clip]), request.options, request.source)))
         return clips
+
+    def _answer(self, r: Request) -> Iterator[Clip]:
+        block = r.row.output("video")
+        return self._finished(self._run(r), r.options, r.source if block and block.part in CONTINUED else None)
 
     def _run(self, r: Request) -> Iterator[Clip]:
         codec, generator = self.poet.codec, self.poet.generator
@@ -127,13 +134,13 @@ class Stream:
     def extend(
         self, clip: Media, seconds: float, prompts: Prompts = None, *, journal: Journal | None = None, **options: Any
     ) -> Iterator[Clip]:
-        """Stream the clip itself at the model's size and rate, then `seconds` of what follows; see `AVPoet.extend`."""
+        """Stream the clip itself at the model's rate, then `seconds` of what follows; see `AVPoet.extend`."""
         opts = options_of(options)
         check_seconds(seconds)
         story = Story(prompts, seconds)
         source = Source(clip, need="video")
         n_new = max(1, round(seconds * self.poet.config.layout.fps))
-        return self._enlarged(self._extended(source, n_new, story, opts, journal), opts)
+        return self._finished(self._extended(source, n_new, story, opts, journal), opts, source)
 
     def superres(
         self, clip: Media, scale: int = 4, *, steps: int | None = None, noise: float | None = None, seed: int = 0
@@ -141,12 +148,18 @@ class Stream:
         """Stream a clip enlarged; see `AVPoet.superres`."""
         head, source = self._head(), Source(clip, need="video")
         check_enlarging(head.config, scale, steps, noise)
-        windows = source.windows(sample_rate=source.sample_rate or self.poet.codec.sample_rate)
-        return enlarged(windows, head, scale, steps=steps, noise=noise, seed=check_seed(seed))
+        frames = source.windows(sample_rate=source.sample_rate or self.poet.codec.sample_rate, seconds=ONE_FRAME)
+        return enlarged(frames, head, scale, steps=steps, noise=noise, seed=check_seed(seed))
 
-    def _enlarged(self, parts: Iterator[Clip], opts: Options) -> Iterator[Clip]:
-        """The parts as they are, or through the head."""
-        return enlarged(parts, self._head(), SCALE, seed=opts.seed) if opts.superres else parts
+    def _finished(self, parts: Iterator[Clip], opts: Options, source: Source | None) -> Iterator[Clip]:
+        """The parts, through the head if asked, then in the proportions of what they go on from, if anything."""
+        if opts.superres:
+            parts = enlarged(parts, self._head(), SCALE, seed=opts.seed)
+        if source is None:
+            return parts
+        scale = SCALE if opts.superres else 1
+        height, width = even_size(source.picture_size(), self.poet.config.size)
+        return _stretched(parts, (scale * height, scale * width))
 
     def _head(self) -> SuperRes:
         if self.poet.superres_head is None:
@@ -205,8 +218,7 @@ class Stream:
         if block.part == "first":
             return TokenSample(video=codec.encode_video(source.first_frame(codec.size, codec.sample_rate))), 1
         end, audio = Ending(codec), None
-        for _ in end.read(source, Track(codec) if row.needs_sound else None):
-            pass
+        deque(end.read(source, Track(codec) if row.needs_sound else None), maxlen=0)
         video = codec.encode_video(end.frames)
         if row.needs_sound:
             n = layout.columns(len(video)) * codec.audio.hop_length
@@ -230,6 +242,12 @@ class Stream:
         tick = Ticker(opts.progress, n_windows_ids(generator, len(video), n_new, opts.sound))
         yield from continue_clip(generator, past, n_frames=n_new, story=story, options=opts, tick=tick, journal=journal)
         tick.finish()
+
+
+def _stretched(parts: Iterable[Clip], size: tuple[int, int]) -> Iterator[Clip]:
+    """The parts with their frames at another size."""
+    for part in parts:
+        yield part if part.frames is None else replace(part, frames=stretch(part.frames, *size))
 
 
 def join(parts: Iterable[Clip]) -> Clip:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tasks.check import MIN_SIDE
 from tasks.errors import InputError
 
-FLOW_RANGE = 0.08  # share of the width that a pixel moves in a frame at either end of the scale
+FLOW_RANGE = 0.16  # share of the width that a pixel moves in a frame at either end of the scale
 BT709 = (0.2126, 0.7152, 0.0722)  # what red, green and blue add to brightness
 DEPTH_BATCH = 8  # frames at a time
 

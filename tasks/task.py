@@ -48,6 +48,12 @@ class Block:
             return self.named
         return {"text": "prompt", "video": "image" if self.part == "first" else "video", "audio": "audio"}[self.kind]
 
+    @property
+    def droppable(self) -> bool:
+        """Whether a sequence may lack this input, which is what guidance pushes away from: a prompt, and a whole clip
+        where there is no prompt."""
+        return self.kind == "text" or (self.part == "all" and not self.condition)
+
     def frames(self, latent_frames: int, n_context: int) -> tuple[int, int]:
         """First and one-past-last latent frame of the block, for a clip of `latent_frames`."""
         if self.part in ("context", "future") and not 1 <= n_context < latent_frames:

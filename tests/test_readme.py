@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tasks import TASKS, cli
+from tasks.story import Story, parse_prompt
 from train import cli as train_cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,8 @@ def commands() -> list[list[str]]:
 def test_every_command_parses(words: list[str]) -> None:
     arguments = PARSERS[words[0]]().parse_args(words[1:])
     assert arguments.command == words[1]
+    if arguments.command == "extend":
+        Story([parse_prompt(prompt) for prompt in arguments.prompt or ()], arguments.seconds)
 
 
 def test_both_programs_are_shown() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FITS = ("crop", "pad")
+FITS = ("crop", "pad", "stretch")
 # Flags of the pixel format converter: bicubic (4), accurate rounding (0x40000), colour interpolated for every pixel
 # (0x2000); without the last two a smooth picture comes back one level too dark and at 31 dB instead of 49.
 TO_RGB = 0x42004
@@ -35,11 +35,14 @@ def check_size(size: Size | None, fit: str) -> tuple[int, int] | None:
 
 
 def resize(frames: Tensor, size: tuple[int, int], fit: str = "crop", pixel_aspect: float = 1.0) -> Tensor:
-    """Resize frames (T, H, W, 3) uint8 to size (H', W') with antialiasing, keeping the proportions of the picture.
+    """Resize frames (T, H, W, 3) uint8 to size (H', W') with antialiasing.
 
     "crop" fills the whole size and cuts what stands over, equally on both sides; "pad" shows the whole picture on
-    black. `pixel_aspect` is the width of a source pixel over its height.
+    black; "stretch" shows the whole picture in other proportions. `pixel_aspect` is the width of a source pixel over
+    its height.
     """
+    if fit == "stretch":
+        return stretch(frames, *size)
     height, width = frames.shape[1:3]
     out_h, out_w = size
     wide = width * pixel_aspect  # the width in square pixels
@@ -96,12 +99,17 @@ def to_yuv420(picture: np.ndarray) -> np.ndarray:
     middle of four pixels instead, which shifts the colours by half a pixel (38 dB instead of 42).
     """
     height, width = picture.shape[:2]
-    planes = (picture.astype(np.float32) / 255) @ RGB_TO_YCBCR.T + YCBCR_OFFSET
-    colour = np.pad(planes[..., 1:], [(0, 0), (1, 0), (0, 0)], mode="edge")
-    colour = (colour[:, :-1:2] + 2 * colour[:, 1::2] + colour[:, 2::2]) / 4
-    colour = (colour[0::2] + colour[1::2]) / 2  # (H / 2, W / 2, 2)
-    flat = np.concatenate([planes[..., 0].ravel(), colour[..., 0].ravel(), colour[..., 1].ravel()])
+    red, green, blue = np.moveaxis(picture, -1, 0).astype(np.float32) / 255
+    y, cb, cr = (r * red + g * green + b * blue + o for (r, g, b), o in zip(RGB_TO_YCBCR, YCBCR_OFFSET, strict=True))
+    flat = np.concatenate([y.ravel(), _halved(cb).ravel(), _halved(cr).ravel()])
     return np.rint(flat).astype(np.uint8).reshape(height * 3 // 2, width)
+
+
+def _halved(colour: np.ndarray) -> np.ndarray:
+    """(H, W) -> (H / 2, W / 2): three columns weighted 1 2 1 around each even one, then pairs of rows."""
+    wide = np.pad(colour, [(0, 0), (1, 0)], mode="edge")
+    narrow = (wide[:, :-1:2] + 2 * wide[:, 1::2] + wide[:, 2::2]) / 4
+    return (narrow[0::2] + narrow[1::2]) / 2
 
 
 def open_image(path: str) -> Any:

@@ -35,6 +35,11 @@ def flipped(ids: Tensor, codebook_size: int, max_share: float) -> Tensor:
     return torch.where(wrong, ids ^ (1 << bit), ids)
 
 
+def to_8_bits(video: Tensor) -> Tensor:
+    """Rounded as files are, in [-1, 1] twice."""
+    return ((video + 1) * 127.5).round() / 127.5 - 1
+
+
 def filmed(video: Tensor) -> Tensor:
     """One clip (3, T, H, W) in [-1, 1], a little blurred, noisy, and compressed frame by frame, each by chance."""
     blur, grain, quality = torch.rand(3).tolist()

@@ -46,10 +46,13 @@ _SAMPLING = {
         "visual": {"temperature": 0.8, "top_k": 100},
         "audio": {"temperature": 1.0, "top_k": 100, "guided": False},
     },
-    # what the picture around a hole tells counts for more than the prompt
     "tasks": {
-        name: {"guidance_scale": 1.5, "temperature": 0.5}
-        for name in ("frame_interpolation", "inpainting", "outpainting")
+        # what the picture around a hole tells counts for more than the prompt
+        **{
+            name: {"guidance_scale": 1.5, "temperature": 0.5}
+            for name in ("frame_interpolation", "inpainting", "outpainting")
+        },
+        "video_to_audio": {"guidance_scale": 2.0, "temperature": 0.8, "guided": True},
     },
 }
 # MAGVIT-v2 appendix A.2: adversarial and perceptual losses, entropy weight three times as high at the start

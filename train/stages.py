@@ -1,4 +1,6 @@
-"""The stages of a training: each leaves a folder that opens by itself; in order they leave a whole model folder.
+"""The stages of a training, each of which leaves a folder that opens by itself.
+
+In order they leave a whole model folder:
 
     OUT/video_tokenizer  OUT/audio_tokenizer  OUT/text_tokenizer  OUT/tokens  OUT/lm  OUT/config.json
 """
@@ -22,6 +24,7 @@ from train.presets import CHAINS, ChainPreset
 if TYPE_CHECKING:
     from lm import LM, LMConfig
     from tokenizers_av.video import VideoTokenizer, VideoTokenizerConfig
+    from train.superres_training import SuperResTraining
 
 DEFAULT_MINUTES = {"video-tokenizer": 30.0, "audio-tokenizer": 10.0, "lm": 50.0, "superres": 60.0}
 # shares of `--max-minutes` of a whole chain; making ids and saving takes what is left
@@ -313,18 +316,23 @@ def train_lm(out: Path, options: Options, lm: LMOptions) -> dict[str, float]:
     return fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
 
 
-def train_superres(out: Path, options: Options, tokenizers: Path, init: Path | None = None) -> dict[str, float]:
+def train_superres(
+    out: Path, options: Options, tokenizers: Path, init: Path | None = None, training: SuperResTraining | None = None
+) -> dict[str, float]:
     """Train a super-resolution head into folder `out`, on clips as the video tokenizer in `tokenizers` decodes them.
 
-    Beside the folders of the other parts it belongs to that model. `init`: folder of a trained head to start from.
-    Raises InputError.
+    Beside the folders of the other parts it belongs to that model. `init`: folder of a trained head to start from;
+    `training`: that of the preset unless given; a regression network's config says that it takes one step without
+    noise. Raises InputError.
     """
     from tasks.model_folder import open_superres, open_video_tokenizer
     from tokenizers_av.superres import SuperRes, superres_config
     from train.superres import SuperResJob
 
     chain = options.chain
-    config = superres_config(chain.superres)
+    training = training or chain.superres_training
+    learned = {"steps": 1, "max_noise": 0.0} if training.regression else {}
+    config = superres_config(chain.superres, **learned)
     tokenizer = open_video_tokenizer(tokenizers / "video_tokenizer").float()
     train, test = options.source(augment=True), options.source("test")
     test.batch(range(1), chain.large_spec, audio=False)  # raises here, not after hours, where no file can be read
@@ -333,7 +341,7 @@ def train_superres(out: Path, options: Options, tokenizers: Path, init: Path | N
     _check_config(init, config, head.config, "choose its --preset")
     try:
         job = SuperResJob(head, tokenizer, train, test, chain.large_spec, batch_size=options.batch("superres"),
-                          seed=options.seed, training=chain.superres_training)  # fmt: skip
+                          seed=options.seed, training=training)  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from None
     announce("superres", out, options, model=asdict(config), training=asdict(job.training), tokenizers=str(tokenizers),
@@ -416,7 +424,9 @@ def train_all(out: Path, options: Options) -> dict[str, dict[str, float]]:
 
     Returns the metrics of each stage, or {} if a signal stopped it.
     """
-    total = options.minutes or (None if options.steps else sum(DEFAULT_MINUTES.values()) / sum(CHAIN_SHARES.values()))
+    total = options.minutes
+    if total is None and options.steps is None:
+        total = sum(DEFAULT_MINUTES[name] for name in CHAIN_SHARES) / sum(CHAIN_SHARES.values())
     if out.exists() and any(out.iterdir()) and not options.resume:
         raise InputError(f"{out}: is not empty; continue with --resume or choose another folder")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tokenizers_av.superres import SuperRes, downsample, upsample
 from tokenizers_av.video import VideoTokenizer
 from train.data import MediaSpec, Source
-from train.degrade import coded, filmed
+from train.degrade import coded, filmed, to_8_bits
 from train.evaluate.tokenizer_metrics import psnr
 from train.optimizers import matrix_optimizers
 from train.superres_training import SuperResTraining
@@ -84,7 +84,7 @@ class SuperResJob:
         return i // t.crops_per_clip, ..., slice(top, top + t.crop), slice(left, left + t.crop)
 
     def _low_side(self, large: Tensor, scale: int) -> Tensor:
-        """(B, 3, T, H, W) -> (B, 3, T, H / scale, W / scale), each clip worn in its own way."""
+        """(B, 3, T, H, W) -> (B, 3, T, H / scale, W / scale) of 8 bits, each clip worn in its own way."""
         t, low = self.training, downsample(large, scale)
         kind = torch.rand(len(low)).tolist()
         through = [i for i, k in enumerate(kind) if k >= t.clean_share + t.camera_share]
@@ -93,31 +93,41 @@ class SuperResJob:
         for i, k in enumerate(kind):
             if t.clean_share <= k < t.clean_share + t.camera_share:
                 low[i] = filmed(low[i])
-        return low
+        return to_8_bits(low)
 
     def notices(self, step: int, metrics: dict[str, float]) -> list[str]:
         return []
 
     def loss(self, model: nn.Module, batch: Pairs, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Log of each crop's squared error of the large clip, which is its PSNR, at a random time and noise level.
+        """Log of each crop's squared error of the large clip, and of how that error changes from frame to frame, at a
+        random noise level; half of the crops at the beginning of the flow, the others at a random time.
 
         The error of the velocity is that of the large clip over the time left (arXiv:2511.13720); logs do not know of
-        such factors: all times, noise levels and kinds of crops count alike, flat ones too.
+        such factors: all times, noise levels and kinds of crops count alike, flat ones too. Later times are the easier
+        the less noise there is, as x shows there where it is led: hence the half.
         """
         B, device = len(batch.base), batch.base.device
-        time, noise = torch.rand(2, B, device=device)
-        noise = noise * self.model.config.max_noise
+        time, noise, begins = torch.rand(3, B, device=device)
+        time, noise = time * (begins < 0.5), noise * self.model.config.max_noise
         if self.training.regression:
             time, noise = torch.zeros_like(time), torch.zeros_like(noise)
         at, level = (x.view(B, 1, 1, 1, 1) for x in (time, noise))
         grain = torch.randn_like(batch.base[:, :1])  # one for all frames
         x = torch.lerp(batch.base + level * grain, batch.large, at)
         missing = batch.large - batch.base
-        error = (model(x, batch.base, time, noise, batch.scale).float() - missing).square().mean((1, 2, 3, 4))
-        return (error + FLOOR).log().mean(), {
-            "psnr": -10 * (error.detach().mean() / 4 + 1e-10).log10(),  # of the whole batch, in dB
-            "bicubic": -10 * (missing.square().mean() / 4 + 1e-10).log10(),
-        }
+        off = model(x, batch.base, time, noise, batch.scale).float() - missing
+        error = off.square().mean((1, 2, 3, 4))
+        loss = (error + FLOOR).log().mean()
+        if off.shape[1] > 1:
+            change = off.diff(dim=1).square().mean((1, 2, 3, 4))
+            loss = loss + self.training.steady_weight * (change + FLOOR).log().mean()
+        metrics: dict[str, Tensor | float] = {}
+        if bool((first := time == 0).any()):  # later times are told a part of the answer
+            metrics = {
+                "psnr": _decibels(error.detach()[first]),
+                "bicubic": _decibels(missing.square().mean((1, 2, 3, 4))[first]),
+            }
+        return loss, metrics
 
     @torch.no_grad()
     def sample(self, model: nn.Module, folder: Path, step: int) -> None:
@@ -143,8 +153,6 @@ class SuperResJob:
     def _made(self, model: nn.Module, low: Tensor) -> Tensor:
         assert isinstance(model, SuperRes)
         with torch.autocast(low.device.type, torch.bfloat16):
-            if self.training.regression:
-                return model.upscale(low, 4, steps=1, noise=0.0)
             return model.upscale(low, 4)
 
     def _test_pairs(self, model: nn.Module, n: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -154,9 +162,14 @@ class SuperResJob:
             large = self.test.batch([i], self.spec, audio=False).video
             assert large is not None
             large = large.to(device)
-            yield coded(downsample(large, 4), self.tokenizer.to(device), 0.0), large
+            yield to_8_bits(coded(downsample(large, 4), self.tokenizer.to(device), 0.0)), large
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the head as a folder that `SuperRes.from_pretrained` opens."""
         assert isinstance(model, SuperRes)
         model.save_pretrained(folder)
+
+
+def _decibels(errors: Tensor) -> Tensor:
+    """PSNR of the mean of squared errors on the scale of [-1, 1]."""
+    return -10 * (errors.mean() / 4 + 1e-10).log10()

@@ -13,6 +13,7 @@ class SuperResTraining:
     lr: float = 2e-3
     ema: float = 0.995
     n_frames: int = 5  # of a clip, 1 + a multiple of 4
+    steady_weight: float = 0.5  # of the error that changes from frame to frame, beside the error itself
     crop: int = 96  # height and width that is learned from, in pixels of the large frame
     crops_per_clip: int = 2  # making a clip costs more than cutting it
     half_share: float = 0.2  # of the steps that double the size; the others make it four times as large
@@ -29,6 +30,8 @@ class SuperResTraining:
             raise ValueError(f"clean_share={self.clean_share} and camera_share={self.camera_share} are more than all")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr={self.lr}: need a number above 0")
+        if not 0 <= self.steady_weight < math.inf:
+            raise ValueError(f"steady_weight={self.steady_weight}: need a number, 0 or more")
         if self.n_frames < 1 or (self.n_frames - 1) % 4:
             raise ValueError(f"n_frames={self.n_frames}: need 1 + a multiple of 4")
         if self.crop < 1 or self.crops_per_clip < 1:

@@ -23,7 +23,7 @@ class _Hole(Conditioner):
     def __init__(self, source: tuple[int, int], size: tuple[int, int], fps: float, *, mask: Mask) -> None:
         mask.check(*source)
         super().__init__(source, size, fps)
-        self.coming = mask.frames(fps, source, source)
+        self.coming = mask.frames(fps, *source)
         self.holes: deque[Tensor] = deque()  # of the frames from `begin` on
         self.begin = 0
 

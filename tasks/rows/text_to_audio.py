@@ -7,6 +7,6 @@ TASK = Task(
     inputs=(Block("text"),),
     outputs=(Block("audio"),),
     token="<task_audio>",
-    share=0.04,
+    share=0.10,
     summary="a sound from a prompt",
 )

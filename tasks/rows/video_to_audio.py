@@ -7,6 +7,6 @@ TASK = Task(
     inputs=(Block("video"),),
     outputs=(Block("audio"),),
     token="<task_audio>",
-    share=0.15,
+    share=0.30,
     summary="sound for a silent video",
 )

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from train import stages
-from train.presets import CHAINS
 
 
 def main() -> None:
@@ -24,14 +23,15 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--data", nargs="+", default=["playground"])
     parser.add_argument("--data-weights", nargs="+", type=float)
-    parser.add_argument("--steps", type=int, required=True)
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--steps", type=int)
+    length.add_argument("--max-minutes", type=float)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    chain = CHAINS[args.preset]
-    CHAINS[args.preset] = replace(chain, superres_training=replace(chain.superres_training, regression=True))
-    options = stages.Options(preset=args.preset, data=tuple(args.data), steps=args.steps, seed=args.seed,
-                             data_weights=args.data_weights and tuple(args.data_weights))  # fmt: skip
-    print(stages.train_superres(args.out, options, args.tokenizers))
+    options = stages.Options(preset=args.preset, data=tuple(args.data), steps=args.steps, minutes=args.max_minutes,
+                             data_weights=args.data_weights and tuple(args.data_weights), seed=args.seed)  # fmt: skip
+    training = replace(options.chain.superres_training, regression=True)
+    print(stages.train_superres(args.out, options, args.tokenizers, training=training))
 
 
 if __name__ == "__main__":

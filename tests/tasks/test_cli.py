@@ -136,6 +136,7 @@ def bad(*words: str) -> object:
         bad("generate", "stylization", RED, "{clip}", "--keep-known", "--out", "{tmp}/x.mp4"),
         bad("generate", "frame-interpolation", "{photo}", "--out", "{tmp}/x.mp4"),
         bad("generate", "frame-interpolation", "{photo}", "--last", "{tone}", "--out", "{tmp}/x.mp4"),
+        bad("generate", "frame-interpolation", "{photo}", "--last", "{clip}", "--out", "{clip}"),
         bad("generate", "frame-interpolation", "{clip}", "--last", "{clip}", "--seconds", "4", "--out", "{tmp}/x.mp4"),
         bad("generate", "audio-to-video", "{silent}", "--out", "{tmp}/x.mp4"),
         bad("generate", "audio-video-continuation", "{silent}", "--out", "{tmp}/x.mp4"),

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from tasks import TASKS, InputError
+from tasks.codec import even_size
 from tasks.options import Options
 from tasks.sequence import TokenSample
-from tasks.sliding import even_size
 from tasks.source import Source
 from tasks.stream import join
 from tasks.task import Conditioner

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from tasks import TASKS, AVPoet, InputError
+from tasks import TASKS, AVPoet, InputError, stream
 from tasks.cli import main
+from tasks.long_video import steps
 from tasks.stream import join
 from tokenizers_av.clip import Clip, read_clip
 from tokenizers_av.superres import SuperRes, superres_config
@@ -78,6 +79,41 @@ def test_extend_streams_large_frames_into_a_file(large, clip, tmp_path):
     shown, whole = read_clip(out), large.extend(clip, 2.0)
     assert (shown.n_frames, shown.height, shown.width) == (whole.n_frames, 4 * whole.height, 4 * whole.width)
     assert torch.equal(large.extend(clip, 2.0, superres=True).samples, whole.samples)
+
+
+def test_frames_are_enlarged_as_the_model_draws_them_and_then_take_their_proportions(large, clip, monkeypatch):
+    enlarge, seen = stream.enlarged, []
+
+    def spied(parts, *args, **options):
+        parts = list(parts)
+        seen.extend(p.frames.shape[1:3] for p in parts if p.frames is not None)
+        return enlarge(iter(parts), *args, **options)
+
+    monkeypatch.setattr(stream, "enlarged", spied)
+    for made in (large.frame_prediction(clip, sound=False, superres=True), large.extend(clip, 1.0, superres=True)):
+        assert made.frames.shape[1:3] == (56, 72)
+    assert len(seen) > 2 and set(seen) == {(16, 16)}
+
+
+def test_superres_takes_a_frame_at_a_time(large, clip):
+    assert {p.n_frames for p in large.stream.superres(clip, 2)} == {1}
+
+
+def test_a_killed_run_goes_on_with_larger_frames(large, clip, tmp_path, monkeypatch):
+    blocks, drawn = type(large.generator).blocks, []
+
+    def mortal(self, *args, **options):
+        drawn.append(1)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return blocks(self, *args, **options)
+
+    monkeypatch.setattr(type(large.generator), "blocks", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        large.extend(clip, 2.0, out=tmp_path / "x.mp4")
+    before = len(drawn)
+    large.extend(clip, 2.0, out=tmp_path / "x.mp4", superres=True)
+    assert len(drawn) - before == len(list(steps(large.config.layout, 2, 16))) - 2  # the first two are known
 
 
 def test_a_saved_model_keeps_its_head(large, tmp_path, clip):

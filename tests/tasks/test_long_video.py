@@ -16,6 +16,7 @@ from tasks.source import Source
 from tasks.story import Story, parse_prompt
 from tasks.stream import join
 from tokenizers_av.clip import Clip, MediaError, read_clip
+from tokenizers_av.media_frames import stretch
 
 
 def test_windows_carry_ids_and_nothing_is_coded_again(poet, clip, monkeypatch):
@@ -37,7 +38,8 @@ def test_windows_carry_ids_and_nothing_is_coded_again(poet, clip, monkeypatch):
         assert torch.equal(sample.video, before[-k:])
     ids = torch.cat([given[0].video, *(d[k:] for d in drawn)])
     n_given = 1 + 4 * (k - 1)
-    assert torch.equal(made.frames[18:], poet.codec.decode_video(ids)[n_given:][:32])
+    decoded = stretch(poet.codec.decode_video(ids), *made.frames.shape[1:3])
+    assert torch.equal(made.frames[18:], decoded[n_given:][:32])
 
 
 def test_sound_is_carried_in_step_with_the_picture(poet, clip, monkeypatch):
@@ -190,6 +192,23 @@ def test_a_run_beside_another_is_refused_and_leaves_its_journal_whole(poet, clip
     again = begun(tmp_path, {"seed": 1}, ".avpoet-1.part")
     assert again.n_known == 2
     again.close(done=True)
+
+
+def test_a_folder_of_pictures_goes_on_too(poet, clip, tmp_path, monkeypatch):
+    out, blocks, drawn = tmp_path / "shots", type(poet.generator).blocks, []
+
+    def mortal(self, *args, **options):
+        drawn.append(1)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return blocks(self, *args, **options)
+
+    monkeypatch.setattr(type(poet.generator), "blocks", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        poet.extend(clip, 2.0, out=out / "%05d.png", sound=False)
+    poet.extend(clip, 2.0, out=out / "%05d.png", sound=False)
+    assert len(list(out.iterdir())) == 18 + 16 and list(tmp_path.iterdir()) == [out]
+    assert len(drawn) == len(list(steps(poet.config.layout, 2, 16))) + 1
 
 
 def test_wrong_input_leaves_the_journal_of_a_killed_run(poet, clip, tmp_path, monkeypatch):

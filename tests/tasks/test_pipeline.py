@@ -15,17 +15,17 @@ import torch
 from lm import LM
 from tasks import TASKS, AVPoet, InputError, PoetConfig
 from tasks.cli import default_out
-from tasks.codec import Codec, to_network
+from tasks.codec import Codec, even_size, to_network
 from tasks.long_video import steps
 from tasks.model_folder import SamplingDefaults
 from tasks.options import Options
 from tasks.reconstruct import Distance, Reconstruction, reconstructed
 from tasks.sequence import TokenSample
-from tasks.sliding import even_size
 from tasks.source import Source
 from tasks.stream import join
 from tasks.table import get_task
 from tokenizers_av.clip import Clip, MediaError, read_clip
+from tokenizers_av.media_frames import stretch
 
 
 def inputs_of(task, clip) -> dict:
@@ -50,7 +50,7 @@ def test_each_task_makes_a_playable_file(task, poet, clip, tmp_path):
     elif task.output("video"):
         n_frames = 9 if task.argument_of_length is None else 18  # of 2.2 seconds
         size = (16, 16)
-        if task.condition is not None:  # in the proportions of the clip, or of what is painted round it
+        if task.input("video"):  # in the proportions of the clip, or of what is painted round it
             size = even_size((24, 40) if task.name == "outpainting" else (24, 32), (16, 16))
         assert read.frames.shape == (n_frames, *size, 3) and read.fps == 8
         if task.output("audio") or task.argument_of_length:  # a new sound, or that of the input
@@ -110,14 +110,35 @@ def test_a_longer_video_begins_like_the_shorter(poet):
 
 def test_an_image_is_the_first_frame(poet, clip):
     made = poet.image_to_video(clip)
-    frame = Source(clip).first_frame((16, 16), 16000)
-    assert torch.equal(made.frames[:1], poet.codec.decode_video(poet.codec.encode_video(frame)))
+    frame = stretch(clip.frames[:1], 16, 16)
+    assert torch.equal(made.frames[:1], stretch(poet.codec.decode_video(poet.codec.encode_video(frame)), 14, 18))
 
 
 def test_the_context_is_the_end_of_the_video(poet, clip):
     made = poet.frame_prediction(clip, sound=False)
-    tail = Source(clip).last_frames(5, 8.0, (16, 16), 16000)
-    assert torch.equal(made.frames[:5], poet.codec.decode_video(poet.codec.encode_video(tail)))
+    tail = torch.cat(list(Source(clip).frames(8.0, (16, 16), 16000)))[-5:]
+    assert torch.equal(made.frames[:5], stretch(poet.codec.decode_video(poet.codec.encode_video(tail)), 14, 18))
+
+
+@pytest.mark.parametrize("name", ["image_to_video", "frame_prediction", "audio_video_continuation", "extend"])
+def test_the_whole_picture_goes_in_and_its_proportions_come_out(name, poet, monkeypatch):
+    """A picture three times as high as wide, red above, green in the middle, blue below."""
+    frames = torch.zeros(9, 60, 20, 3, dtype=torch.uint8)
+    for i in range(3):
+        frames[:, 20 * i : 20 * i + 20, :, i] = 255
+    clip, shown = Clip(frames, 8.0, torch.zeros(18000), 16000), []
+    encode = Codec.encode_video
+    monkeypatch.setattr(Codec, "encode_video", lambda self, frames: shown.append(frames) or encode(self, frames))
+    if name == "extend":
+        made = poet.extend(clip, 1.0)
+    else:
+        given = inputs_of(TASKS[name], clip)
+        made = poet.generate(name, **given)
+        assert same(poet.generate(name, **{key: [value] * 2 for key, value in given.items()})[0], made)
+    assert made.frames.shape[1:] == (28, 10, 3)  # even, 280 pixels for the model's 256
+    assert shown[0][0, [0, 8, 15], 8].argmax(-1).tolist() == [0, 1, 2]
+    if name == "extend":
+        assert made.frames[0, [0, 14, 27], 5].argmax(-1).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.0, 1.7])
@@ -135,8 +156,8 @@ def test_extend_adds_exactly_the_seconds(poet, clip, clip_file, seconds, tmp_pat
 
 def test_extend_keeps_the_clip_and_its_sound(poet, clip, silent_file):
     longer = poet.extend(clip, 0.5)
-    source = join(Source(clip).windows(fps=8.0, size=(16, 16), sample_rate=16000))
-    assert torch.equal(longer.frames[:18], source.frames)
+    source = join(Source(clip).windows(fps=8.0, size=(16, 16), fit="stretch", sample_rate=16000))
+    assert torch.equal(longer.frames[:18], stretch(source.frames, 14, 18))
     assert torch.equal(longer.samples[:35200], clip.samples)
     quiet = poet.extend(silent_file, 0.5)
     assert quiet.samples[:36000].abs().max() == 0 and quiet.samples[36000:].abs().max() > 0
@@ -168,6 +189,79 @@ def test_prompt_options_change_the_result(poet):
     assert not same(plain, poet.text_to_video("a red ball", temperature=2.0, sound=False, guidance_scale=9.0))
     guided = poet.text_to_video("a red ball", temperature=2.0, sound=False, guidance_scale=9.0, negative_prompt="x")
     assert not same(guided, poet.text_to_video("a red ball", temperature=2.0, sound=False, guidance_scale=9.0))
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "left"),
+    [
+        ("text_to_video", {"prompt": "a red ball"}, ["<bos>", "<task_video>"]),
+        ("video_to_audio", {}, ["<bos>", "<task_audio>"]),
+        ("audio_to_video", {}, ["<bos>", "<task_video>"]),
+        ("audio_to_video", {"prompt": "a red ball"}, ["<bos>", "<task_video>", "<boa_i>", "<eoa_i>"]),
+        ("image_to_video", {"prompt": "a red ball"}, ["<bos>", "<task_video>", "<bov_i>", "<eov_i>"]),
+        ("image_to_video", {}, None),
+        ("frame_prediction", {}, None),
+        ("inpainting", {"mask": (4, 4, 16, 12)}, None),
+        ("unconditional", {}, None),
+    ],
+)
+def test_what_guidance_pushes_away_from(poet, clip, monkeypatch, task, given, left):
+    """The special ids of the unguided prefix: without the prompt, or else without the clip something is made for."""
+
+    class Asked(Exception):
+        pass
+
+    def asked(prefix, plan, *, unconditional=None, guidance_scale, **options):
+        raise Asked(unconditional, guidance_scale)
+
+    monkeypatch.setattr(poet.generator.engine, "stream", asked)
+    media = {b.argument: clip for b in TASKS[task].inputs if b.kind != "text"}
+    with pytest.raises(Asked) as caught:
+        poet.generate(task, **media, **given, guidance_scale=2.0)
+    other, scale = caught.value.args
+    if left is None:
+        assert other is None and scale == 1
+        return
+    special = {poet.generator.vocab.special(name): name for name in poet.generator.vocab.special_tokens}
+    assert [special[i] for i in other.ids[0].tolist() if i in special] == left and scale == 2
+
+
+def test_guidance_costs_nothing_where_no_id_is_guided(poet, monkeypatch):
+    seen = []
+    own = SamplingDefaults(2.0, {"audio": {"guided": False}})
+    monkeypatch.setattr(poet, "generator", replace(poet.generator, defaults=own))
+    stream = poet.generator.engine.stream
+
+    def spied(*args, **options):
+        seen.append((options["unconditional"] is None, options["guidance_scale"]))
+        return stream(*args, **options)
+
+    monkeypatch.setattr(poet.generator.engine, "stream", spied)
+    poet.text_to_audio("a red ball")
+    poet.text_to_video("a red ball")
+    assert seen == [(True, 1.0), (False, 2.0)]
+
+
+def test_a_future_of_nothing_is_refused(poet, clip):
+    for task in ("frame_prediction", "audio_video_continuation"):
+        with pytest.raises(InputError, match=r"the last 0\.625 seconds of the clip; ask for more"):
+            poet.generate(task, video=clip, seconds=0.6)
+    short = Clip(clip.frames[:4], 8.0)  # whose last whole latent frame is one frame
+    assert poet.frame_prediction(short, seconds=0.25, sound=False).n_frames == 2
+    with pytest.raises(InputError, match=r"the last 0\.125 seconds"):
+        poet.frame_prediction(short, seconds=0.1)
+
+
+def test_a_picture_for_a_sound_of_unknown_length(poet, clip, monkeypatch):
+    opened = Source.__init__
+
+    def unknown(self, *args, **options):
+        opened(self, *args, **options)
+        self.seconds = None
+
+    whole = poet.audio_to_video(clip)
+    monkeypatch.setattr(Source, "__init__", unknown)
+    assert same(poet.audio_to_video(clip), whole)
 
 
 @pytest.mark.parametrize("seconds", [0.5, None, 2.0])

@@ -1,9 +1,10 @@
-"""The super-resolution head: streamed is whole, nothing later changes what is seen, bad input is told."""
+"""The super-resolution head: streamed is whole, nothing later changes what is seen, a still clip stays still."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tokenizers_av.superres import (
@@ -80,22 +81,69 @@ def test_a_new_head_only_upsamples():
     assert (head.upscale(video) - upsample(video, 4)).abs().max() < 1e-6
 
 
-def test_seed_noise_and_scale_count():
+def test_seed_and_noise_count():
     head, video = awake(), clip()
     made = head.upscale(video, seed=1)
     assert torch.equal(made, head.upscale(video, seed=1))
     for other in (head.upscale(video, seed=2), head.upscale(video, seed=1, noise=0.15)):
         assert not torch.equal(made, other)
-    embed = head.net.embed
-    first, *rest = (embed(torch.tensor([v])) for v in ([0.0, 0, 0], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 1.0]))
-    assert all((first - other).abs().max() > 1e-3 for other in rest)
+
+
+def test_time_noise_level_and_scale_reach_the_network():
+    x = clip(T=2, H=8, W=8).permute(0, 2, 3, 4, 1)
+
+    def made(time: float = 0.0, noise: float = 0.0, scale: int = 2, max_noise: float = 0.25) -> torch.Tensor:
+        head = awake(noise=0.0, max_noise=max_noise)
+        return head(x, 0 * x, torch.tensor([time]), torch.tensor([noise]), scale)
+
+    for other in (made(time=0.5), made(noise=0.1), made(scale=4)):
+        assert (made() - other).abs().max() > 1e-5
+    assert torch.equal(made(noise=0.125), made(noise=0.5, max_noise=1.0))  # levels are shares of the highest
+    assert made(max_noise=0.0).isfinite().all()
+
+
+def test_a_still_clip_stays_still():
+    head, still = awake(), clip(T=1, H=7, W=6).expand(-1, -1, 5, -1, -1)
+    x = upsample(still, 4)[..., :24, :24].permute(0, 2, 3, 4, 1)
+    whole = head(x, 0 * x, torch.zeros(1), torch.zeros(1), 4).permute(0, 4, 1, 2, 3)
+    for made in (whole, head.upscale(still)):
+        assert made.std() > 0.1 and made.diff(dim=2).abs().max() < 1e-5
+
+
+def test_low_precision_stays_near():
+    head, video = awake(), clip()
+    made, low = head.upscale(video), awake().bfloat16().upscale(video)
+    detail = (made - upsample(video, 4)).abs().mean()
+    assert low.dtype == torch.float32 and (low - made).abs().mean() < 0.03 * detail
+    assert torch.equal(head.upscale(video.half()), head.upscale(video.half().float()))
+
+
+def spied(detail: float = 0.0) -> tuple[SuperRes, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """A head that makes the same detail everywhere, and (gone, base) that its network is given at each step."""
+    head, seen = SuperRes(superres_config("debug")).eval(), []
+    head.net.forward = lambda gone, base, *rest: seen.append((gone, base)) or torch.full_like(gone, detail)
+    return head, seen
+
+
+def test_low_precision_keeps_little_detail_of_a_bright_clip():
+    head, seen = spied(detail=0.001)
+    head.bfloat16().upscale(torch.full((1, 3, 1, 2, 2), 0.7), steps=4)
+    assert [float(gone.float().mean()) for gone, _ in seen] == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4], rel=0.01)
+
+
+def test_frames_are_filled_up_by_their_right_and_bottom_edges():
+    (head, seen), video = spied(), clip(T=1, H=7, W=5)
+    bicubic = upsample(video, 2)
+    assert torch.equal(head.upscale(video, 2), bicubic)
+    filled = F.pad(bicubic, (0, 6, 0, 2, 0, 0), mode="replicate")
+    assert torch.equal(seen[0][1].permute(0, 4, 1, 2, 3), filled)
 
 
 def test_noise_is_the_same_in_every_frame():
-    head, seen = SuperRes(superres_config("debug")).eval(), []
-    head.net.forward = lambda x, base, *rest: seen.append(x - base) or torch.zeros_like(x)
+    head, seen = spied()
     head.upscale(torch.zeros(1, 3, 3, 8, 8), noise=0.1, steps=1)
-    assert seen[0].std() == pytest.approx(0.1, rel=0.1) and all(torch.equal(x, seen[0]) for x in seen)
+    first, *rest = (gone for gone, _ in seen)
+    assert first.std() == pytest.approx(0.1, rel=0.1) and all(torch.equal(gone, first) for gone in rest)
 
 
 def test_down_and_up_keep_a_smooth_clip():

@@ -37,7 +37,7 @@ def save_clip(path: Path, *, moving: bool = True) -> None:
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A film that stands still, one that moves, one that is none, and a sound."""
     folder = tmp_path_factory.mktemp("clips")
-    save_clip(folder / "a_still.mp4", moving=False)
+    save_clip(folder / "a_still.gif", moving=False)
     save_clip(folder / "b_moves.mp4")
     (folder / "c_bad.mp4").write_text("not a film")
     Clip(None, 8.0, torch.zeros(1600)).save(folder / "d.wav")  # a tenth of a second
@@ -177,7 +177,7 @@ def test_clips_that_teach_nothing_are_refused(video: Tensor, message: str) -> No
 
 
 def test_a_clip_that_stands_still_is_used_with_a_word(clips: Path) -> None:
-    video, about = video_checkup.find_clip(clips / "a_still.mp4", SPEC, 0)
+    video, about = video_checkup.find_clip(clips / "a_still.gif", SPEC, 0)
     assert video_checkup.check_clip(video, about).endswith("standing still: nothing of time is tested")
     video, about = video_checkup.find_clip("playground", SPEC, 0)
     assert video.shape == (1, 3, 5, 16, 16) and "playground" in about

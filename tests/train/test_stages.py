@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,10 @@ from lm import LM, LMConfig, Vocabulary, lm_config
 from tasks import SPECIAL_TOKENS, AVPoet, InputError
 from tasks.table import TASKS
 from tokenizers_av.audio import AudioTokenizer, audio_tokenizer_config
+from tokenizers_av.superres import SuperRes, superres_config
 from tokenizers_av.text import TextTokenizer
 from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
+from train import stages
 from train.cli import main, parser
 from train.data import open_source
 from train.presets import CHAINS
@@ -47,6 +52,29 @@ def test_finished_stages_are_not_done_again(trained: Path, capsys: pytest.Captur
     assert main([*CHAIN, "--out", str(trained)]) == 2  # without --resume
 
 
+@pytest.mark.parametrize(
+    ("given", "minutes"),
+    [({}, {"video-tokenizer": 31.3, "audio-tokenizer": 9.78, "lm": 48.9}),
+     ({"minutes": 100.0}, {"video-tokenizer": 32.0, "audio-tokenizer": 10.0, "lm": 50.0}),
+     ({"steps": 2}, {"video-tokenizer": None, "audio-tokenizer": None, "lm": None})],
+)  # fmt: skip
+def test_the_chain_takes_as_long_as_its_own_stages(
+    given: dict, minutes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, float | None] = {}
+    for name in ("video-tokenizer", "audio-tokenizer", "lm", "superres"):
+
+        def stage(out: Path, options: stages.Options, *more: object, name: str = name) -> dict[str, float]:
+            told[name] = options.minutes
+            return {} if name == "lm" else {"step": 1}
+
+        monkeypatch.setattr(stages, "train_" + name.replace("-", "_"), stage)
+    stages.train_all(tmp_path / "model", stages.Options(preset="debug", **given))
+    assert told == {name: m and pytest.approx(m, rel=1e-3) for name, m in minutes.items()}
+    if not given:
+        assert sum(told.values()) == pytest.approx(90.0)  # what the stages take one by one
+
+
 def test_ids_on_disk_are_those_of_the_clips(trained: Path) -> None:
     tokens = load_tokens(trained / "tokens/train", "clips")
     chain = CHAINS["debug"]
@@ -62,6 +90,41 @@ def test_ids_on_disk_are_those_of_the_clips(trained: Path) -> None:
     assert {name: ids.shape for name, ids in tokens.conditions.items()} == {
         name: (24, 2, 2, 2) for name, task in TASKS.items() if task.condition is not None
     }
+
+
+def test_a_regression_network_says_that_it_takes_one_step_without_noise(debug_model: Path, tmp_path: Path) -> None:
+    options = stages.Options(preset="debug", steps=2, device="cpu")
+    training = replace(CHAINS["debug"].superres_training, regression=True)
+    stages.train_superres(tmp_path, options, debug_model, training=training)
+    head = SuperRes.from_pretrained(tmp_path)
+    assert head.config == superres_config("debug", steps=1, max_noise=0.0)
+    small = torch.rand(1, 3, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(head.upscale(small), head.upscale(small, steps=1, noise=0.0))
+    assert not torch.equal(head.upscale(small), head.upscale(small, steps=4))
+    with pytest.raises(ValueError, match="levels of 0 to 0"):
+        head.upscale(small, noise=0.1)
+
+
+def test_the_benchmark_trains_a_regression_network_for_steps_or_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, before = [], CHAINS["debug"]
+    monkeypatch.setattr(stages, "train_superres", lambda out, options, tokenizers, training: asked.append(
+        (options.steps, options.minutes, options.data_weights, training)))  # fmt: skip
+    script = Path(__file__).parents[1] / "benchmarks/superres_training.py"
+
+    def run(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", [script.name, str(tmp_path), "--tokenizers", "x", "--preset", "debug", *words])
+        runpy.run_path(str(script), run_name="__main__")
+
+    run("--steps", "3")
+    run("--max-minutes", "0.5", "--data", "playground", "playground", "--data-weights", "0.2", "0.8")
+    training = replace(before.superres_training, regression=True)
+    assert asked == [(3, None, None, training), (None, 0.5, (0.2, 0.8), training)] and CHAINS["debug"] is before
+    for words, message in (((), "one of the arguments"), (("--steps", "3", "--max-minutes", "1"), "not allowed with")):
+        with pytest.raises(SystemExit):
+            run(*words)
+        assert message in capsys.readouterr().err
 
 
 def test_export_is_smaller_and_opens(trained: Path, tmp_path: Path) -> None:

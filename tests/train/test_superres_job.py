@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ import torch
 from tokenizers_av.superres import SuperRes, downsample, superres_config, upsample
 from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
 from train.cli import main
-from train.data import MediaSpec, open_source
+from train.data import MediaBatch, MediaSpec, open_source
+from train.degrade import to_8_bits
+from train.evaluate.tokenizer_metrics import psnr
 from train.loop import LoopConfig, fit
-from train.superres import FLOOR, SuperResJob
+from train.superres import FLOOR, Pairs, SuperResJob
 from train.superres_training import SuperResTraining
 
 CLEAN = SuperResTraining(n_frames=5, crop=32, clean_share=1.0, camera_share=0.0, half_share=0.0)
@@ -32,6 +35,52 @@ def make_job(training: SuperResTraining = CLEAN, size: int = 64) -> SuperResJob:
 def drawn(job: SuperResJob, step: int = 0):
     torch.manual_seed(step)
     return job.batch(step, 0, 1, 0.0)
+
+
+class Chart:
+    """Clips whose red says their index, green the row and blue the column; `asked` are the indices so far."""
+
+    len = None
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def batch(self, indices, spec: MediaSpec, **_) -> MediaBatch:
+        self.asked += indices
+        along, shape = torch.linspace(-1, 1, spec.size), (len(indices), spec.n_frames, spec.size, spec.size)
+        index = torch.tensor([i % 64 / 32 - 1 for i in indices]).view(-1, 1, 1, 1)
+        video = torch.stack([x.expand(shape) for x in (index, along[:, None], along)], dim=1)
+        return MediaBatch(video=video, audio=None)
+
+
+class Negative(torch.nn.Module):
+    """A tokenizer whose ids are pixels of 8 bits; they come back as the negative, a third of a step too dark."""
+
+    codebook_size = 256
+
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        return ((video + 1) * 127.5).round().long()
+
+    def decode(self, ids: torch.Tensor) -> torch.Tensor:
+        return 1 - (ids + 0.3) / 127.5
+
+
+class Watched(torch.nn.Module):
+    """A head that keeps what it is given and misses the true detail by `off`."""
+
+    def __init__(self, pairs: Pairs, off: torch.Tensor | float = 0.0) -> None:
+        super().__init__()
+        self.detail = pairs.large - pairs.base + off
+
+    def forward(self, *given):
+        self.given = given
+        return self.detail
+
+
+def noise_pairs(B: int, T: int) -> Pairs:
+    torch.manual_seed(0)
+    base, large = torch.rand(2, B, T, 8, 8, 3) * 2 - 1
+    return Pairs(base=base, large=large, scale=4)
 
 
 def test_pairs_are_crops_of_the_same_place() -> None:
@@ -56,49 +105,133 @@ def test_shares_say_how_low_sides_are_worn() -> None:
     assert worn(clean_share=0.0, camera_share=1.0) > 1e-3 and worn(clean_share=0.0) > 1e-2
 
 
-def test_the_loss_is_zero_for_the_true_detail() -> None:
-    job, pairs = make_job(), drawn(make_job())
+def test_crops_are_cut_everywhere_from_all_clips() -> None:
+    job = make_job()
+    job.train = Chart()
+    corners = torch.cat([drawn(job, step).large[:, 0, 0, 0] for step in range(10)])  # (40, 3)
+    index, top, left = ((corners + 1) * torch.tensor([32, 31.5, 31.5])).round().int().T.tolist()
+    assert index == [i for i in range(20) for _ in range(2)]
+    assert set(top) == set(left) == {0, 8, 16, 24, 32} and len(set(zip(top, left))) > 15
 
-    class Knows(torch.nn.Module):
-        def forward(self, x, base, time, noise, scale):
-            return pairs.large - base
 
-    loss, metrics = job.loss(Knows(), pairs, 0.0)
-    assert float(loss) == pytest.approx(math.log(FLOOR)) and float(metrics["psnr"]) > 80
-    torch.manual_seed(0)
+def test_no_clip_is_seen_twice() -> None:
+    job = make_job()
+    job.train = chart = Chart()
+    for seed, step, rank in product(range(2), range(3), range(2)):
+        job.seed = seed
+        job.batch(step, rank, 2, 0.0)
+    assert len(set(chart.asked)) == len(chart.asked) == 2 * 3 * 2 * 2
+
+
+def test_low_sides_are_of_8_bits_and_each_is_of_its_own_clip() -> None:
+    job = make_job(replace(CLEAN, clean_share=0.5, max_flips=0.0))
+    job.tokenizer = Negative()
+    large = torch.rand(32, 3, 1, 16, 16) * 2 - 1
+    low = to_8_bits(downsample(large, 4))
+    made, negative = job._low_side(large, 4), to_8_bits(-low)
+    through = (made * low).mean((1, 2, 3, 4)) < 0
+    assert 8 < through.sum() < 24
+    assert torch.equal(made[through], negative[through]) and torch.equal(made[~through], low[~through])
+    job.training = replace(job.training, clean_share=0.0, max_flips=1.0)
+    wrong = (job._low_side(large, 4) != negative).float().mean((1, 2, 3, 4))
+    assert wrong.max() > 0.5 and wrong.min() == 0
+
+
+def test_evaluation_sets_the_head_beside_bicubic_on_decoded_test_clips() -> None:
+    job, calls = make_job(), []
+    assert (job.train.split, job.test.split) == ("train", "test")
+    job.train, job.test, job.tokenizer = None, Chart(), Negative()
+    large = Chart().batch([0, 1], job.spec).video
+    low = to_8_bits(-to_8_bits(downsample(large, 4)))
+    job.model.upscale = lambda low, scale, **how: calls.append((low, scale, how)) or torch.zeros_like(large[:1])
+    grey, bicubic = (float(psnr((x + 1) / 2, (large + 1) / 2).mean()) for x in (0 * large, upsample(low, 4)))
+    assert job.evaluate(job.model, 2) == pytest.approx({"psnr": grey, "bicubic_psnr": bicubic, "n": 2})
+    assert torch.equal(torch.cat([given for given, *_ in calls]), low)
+    assert [call[1:] for call in calls] == [(4, {})] * 2  # as its config says
+
+
+def test_the_loss_is_least_for_the_true_detail() -> None:
+    job, pairs = make_job(), noise_pairs(32, 2)
+    loss, metrics = job.loss(Watched(pairs), pairs, 0.0)
+    assert float(loss) == pytest.approx(1.5 * math.log(FLOOR)) and float(metrics["psnr"]) > 80
     start, _ = job.loss(job.model, pairs, 0.0)
-    assert float(start.detach()) > math.log(FLOOR) + 0.5
+    assert float(start.detach()) > 1.5 * math.log(FLOOR) + 0.5
+
+
+def test_the_loss_is_of_the_error_of_a_crop_and_of_its_change() -> None:
+    job, off = make_job(replace(CLEAN, steady_weight=0.3)), torch.tensor([[0.1, 0.3, 0.1], [0.2, 0.2, 0.2]])
+    pairs, still = noise_pairs(2, 3), noise_pairs(2, 1)
+    loss, _ = job.loss(Watched(pairs, off.view(2, 3, 1, 1, 1)), pairs, 0.0)
+    error, change = ((torch.tensor(x) + FLOOR).log().mean() for x in ([0.11 / 3, 0.04], [0.04, 0.0]))
+    assert float(loss) == pytest.approx(float(error + 0.3 * change), abs=1e-4)
+    loss, _ = job.loss(Watched(still, 0.2), still, 0.0)
+    assert float(loss) == pytest.approx(math.log(0.04 + FLOOR), abs=1e-4)
+
+
+def test_the_network_sees_the_line_from_the_noisy_base_to_the_large_clip() -> None:
+    job, pairs = make_job(), noise_pairs(400, 2)
+    model = Watched(pairs)
+    job.loss(model, pairs, 0.0)
+    x, base, time, noise, scale = model.given
+    assert base is pairs.base and scale == pairs.scale
+    assert 0.4 < (time == 0).float().mean() < 0.6 and 0.95 < time.max() <= 1
+    assert 0.95 < noise.max() / job.model.config.max_noise <= 1
+    left = 1 - time.view(-1, 1, 1, 1, 1)
+    grain = (x - left * base - (1 - left) * pairs.large) / (left * noise.view(-1, 1, 1, 1, 1))
+    grain = grain[(1 - time) * noise > 0.01]  # elsewhere rounding drowns it
+    assert grain.diff(dim=1).abs().max() < 1e-3
+    assert grain.std(0).mean() == pytest.approx(1, abs=0.05) and grain.mean(0).abs().mean() < 0.1
+
+
+def test_the_psnr_is_that_of_crops_at_the_beginning() -> None:
+    job, pairs, counts = make_job(), noise_pairs(2, 1), set()
+    errors = torch.tensor([0.01, 0.09])
+    model = Watched(pairs, errors.sqrt().view(2, 1, 1, 1, 1))
+    for _ in range(12):
+        _, metrics = job.loss(model, pairs, 0.0)
+        begins = model.given[2] == 0
+        counts.add(int(begins.sum()))
+        assert set(metrics) == ({"psnr", "bicubic"} if begins.any() else set())
+        if begins.any():
+            assert float(metrics["psnr"]) == pytest.approx(10 * math.log10(4 / errors[begins].mean()), abs=1e-3)
+    assert counts == {0, 1, 2}
 
 
 def test_regression_sees_neither_noise_nor_later_times() -> None:
-    job, seen = make_job(replace(CLEAN, regression=True)), []
-
-    class Watch(torch.nn.Module):
-        def forward(self, x, base, time, noise, scale):
-            seen.append(float(time.abs().max() + noise.abs().max() + (x - base).abs().max()))
-            return torch.zeros_like(x)
-
-    pairs = drawn(job)
-    loss, metrics = job.loss(Watch(), pairs, 0.0)
-    error = (pairs.large - pairs.base).square().mean((1, 2, 3, 4))
-    assert seen == [0.0] and float(loss) == pytest.approx(float((error + FLOOR).log().mean()))
+    job, pairs = make_job(replace(CLEAN, regression=True)), noise_pairs(4, 2)
+    model = Watched(pairs)
+    model.detail = torch.zeros_like(pairs.base)
+    _, metrics = job.loss(model, pairs, 0.0)
+    x, base, time, noise, _ = model.given
+    assert torch.equal(x, base) and not time.any() and not noise.any()
     assert float(metrics["psnr"]) == pytest.approx(float(metrics["bicubic"]))
 
 
-def test_it_learns_more_than_bicubic() -> None:
-    torch.manual_seed(0)
-    job = make_job(replace(CLEAN, lr=5e-3))
-    batch, first = drawn(job), None
-    [optimizer, *more] = job.optimizers()
+def squares(n: int) -> torch.Tensor:
+    """Bright squares somewhere in dark clips (n, 3, 2, 32, 32)."""
+    video = torch.full((n, 3, 2, 32, 32), -0.5)
+    for clip, (top, left) in zip(video, torch.randint(2, 18, (n, 2)).tolist()):
+        clip[..., top : top + 12, left : left + 12] = 0.8
+    return video
+
+
+def test_it_learns_to_beat_bicubic() -> None:
+    job = make_job(replace(CLEAN, lr=2e-2))
+    optimizers = job.optimizers()
     for _ in range(60):
-        torch.manual_seed(1)
-        loss, _ = job.loss(job.model, batch, 0.0)
+        large = squares(8)
+        base, target = (x.permute(0, 2, 3, 4, 1) for x in (upsample(downsample(large, 4), 4), large))
+        loss, _ = job.loss(job.model, Pairs(base=base, large=target, scale=4), 0.0)
         loss.backward()
-        for o in (optimizer, *more):
-            o.step()
-            o.zero_grad()
-        first = first or float(loss.detach())
-    assert float(loss.detach()) < first - 0.2
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    large = squares(4)
+    low = downsample(large, 4)
+    bicubic = (upsample(low, 4) - large).square().mean()
+    for steps, noise in ((1, 0.0), (4, 0.0), (4, 0.1)):
+        made = job.model.upscale(low, steps=steps, noise=noise)
+        assert (made - large).square().mean() < 0.6 * bicubic, steps
 
 
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
@@ -153,11 +286,19 @@ def test_mistakes_are_told_before_any_work(debug_model: Path, tmp_path: Path, ca
 
 @pytest.mark.parametrize(
     "values",
-    [{"ema": 2}, {"clean_share": 0.9, "camera_share": 0.2}, {"lr": 0.0}, {"n_frames": 4}, {"crop": 0}],
-)
+    [
+        {"ema": 2}, {"clean_share": 0.9, "camera_share": 0.2}, {"lr": 0.0}, {"n_frames": 4}, {"crop": 0},
+        {"steady_weight": -1.0}, {"steady_weight": math.nan},
+    ],
+)  # fmt: skip
 def test_settings_are_checked(values) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         SuperResTraining(**values)
+
+
+def test_settings_hold_every_number() -> None:
+    training = replace(CLEAN, lr=1e-4, steady_weight=2.0)
+    assert make_job(training).settings == {"batch_size": 4, **asdict(training)}
 
 
 @pytest.mark.parametrize("training, size", [({"crop": 20}, 64), ({"crop": 128}, 64), ({}, 60)])

@@ -2,9 +2,9 @@
 
 Flow matching between pairs (arXiv:2210.02747; from the low-resolution clip instead of noise as in FlashVideo,
 arXiv:2502.05179): x_0 = upsampled clip + noise level * noise, x_1 = large clip, x_t on the line between them. The
-network predicts x_1, from which the velocity (x_1 - x_t) / (1 - t) follows (arXiv:2511.13720), so that noise has no way
-into what it gives. Noise gives detail something to grow from: without any, the flow ends at the mean of all large clips
-that fit, which is blurred. It is the same in every frame, so that what stands still does not flicker.
+network predicts x_1, from which the velocity (x_1 - x_t) / (1 - t) follows (arXiv:2511.13720): it need not predict the
+noise. Noise gives detail something to grow from: without any, the flow ends near the mean of all large clips that fit,
+which is blurred. It is the same in every frame, so that what stands still does not flicker.
 
 Every layer is causal in time and every step of the sampler carries its own state, so a clip of any length goes through
 one frame at a time, in constant memory; there are no windows that could be told from the whole.
@@ -36,7 +36,7 @@ class SuperRes(nn.Module, HubModel):
 
     def forward(self, x: Tensor, base: Tensor, time: Tensor, noise: Tensor, scale: int) -> Tensor:
         """Detail (B, T, sH, sW, 3) of whole clips, for training; see `DetailNet`."""
-        return self.net(x, base, time, noise, scale, Flow())
+        return self.net(x - base, base, time, noise, scale, Flow())
 
     def upscale(
         self, video: Tensor, scale: int = 4, *, steps: int | None = None, noise: float | None = None, seed: int = 0
@@ -53,9 +53,10 @@ class SuperRes(nn.Module, HubModel):
         self, chunks: Iterable[Tensor], scale: int = 4, *, steps: int | None = None, noise: float | None = None,
         seed: int = 0,
     ) -> Iterator[Tensor]:  # fmt: skip
-        """Frames (B, 3, 1, scale * H, scale * W) one by one; joined they are those of `upscale`.
+        """Frames (B, 3, 1, scale * H, scale * W) in [-1, 1] one by one; joined they are those of `upscale`.
 
-        The chunks (B, 3, any number of frames, H, W) follow each other in time.
+        The chunks (B, 3, any number of frames, H, W) in [-1, 1] follow each other in time. Raises ValueError, when the
+        first frame is asked for, as `upscale` does; later for a chunk of another size, and where there are no frames.
         """
         steps = self.config.steps if steps is None else steps
         noise = self.config.noise if noise is None else noise
@@ -80,10 +81,10 @@ class SuperRes(nn.Module, HubModel):
                 for i, flow in enumerate(flows):
                     time = torch.full((B,), i / steps, device=x.device)
                     level = torch.full((B,), noise, device=x.device)
-                    detail = self.net(x.to(self._dtype), base.to(self._dtype), time, level, scale, flow).float()
-                    x = x + (base + detail - x) / (
-                        steps - i
-                    )  # 1 / steps of the velocity
+                    gone = (x - base).to(self._dtype)
+                    detail = self.net(gone, base.to(self._dtype), time, level, scale, flow)
+                    left = steps - i  # of the line; a step goes along it by 1 / steps of the velocity
+                    x = x + (base + detail - x) / left
                     flow.first = False
                 yield x[:, :, : scale * H, : scale * W].clamp(-1, 1).permute(0, 4, 1, 2, 3)
         if shape is None:

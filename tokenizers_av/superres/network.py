@@ -2,7 +2,7 @@
 
 A U-Net of two resolutions made of the video tokenizer's causal blocks: 3x3 convolutions in space, causal ones in time,
 norms over the channels of one position that time, noise level and scale modulate. Nothing in it depends on the size of
-the frame or on what follows in time.
+the frame or on what follows in time, and of frames that stand still it makes frames that stand still.
 """
 # Shapes: B batch, T frames, H W height and width of the large frame, h w = H / patch, W / patch, D embedding
 
@@ -55,24 +55,26 @@ class DetailNet(nn.Module):
         outer, inner = c.dims
         self.embed = Embedding(c.code_dim)
         self.enter = SpatialConv(6 * c.patch**2, outer)
-        self.fine_in = CausalSequential([ResidualBlock(outer, c.code_dim) for _ in range(c.n_blocks)])
+        self.fine_in = CausalSequential([ResidualBlock(outer, c.code_dim, hold=True) for _ in range(c.n_blocks)])
         self.down = SpatialDown(outer, inner)
-        self.coarse = CausalSequential([ResidualBlock(inner, c.code_dim) for _ in range(c.n_inner_blocks)])
+        self.coarse = CausalSequential([ResidualBlock(inner, c.code_dim, hold=True) for _ in range(c.n_inner_blocks)])
         self.up = SpatialUp(inner, outer)
-        self.fine_out = CausalSequential([ResidualBlock(outer, c.code_dim) for _ in range(c.n_blocks)])
+        self.fine_out = CausalSequential([ResidualBlock(outer, c.code_dim, hold=True) for _ in range(c.n_blocks)])
         self.norm = ChannelNorm(outer)
         self.leave = SpatialConv(outer, 3 * c.patch**2)
         nn.init.zeros_(self.leave.weight)
 
-    def forward(self, x: Tensor, base: Tensor, time: Tensor, noise: Tensor, scale: int, flow: Flow) -> Tensor:
-        """Detail (B, T, H, W, 3), large clip - base, at x (B, T, H, W, 3); base (B, T, H, W, 3) is the upsampled clip.
+    def forward(self, gone: Tensor, base: Tensor, time: Tensor, noise: Tensor, scale: int, flow: Flow) -> Tensor:
+        """Detail (B, T, H, W, 3), large clip - base; base (B, T, H, W, 3) is the upsampled clip.
 
-        time (B,) in [0, 1], noise (B,) in [0, max_noise], scale 2 or 4; H and W are multiples of `config.stride`.
+        gone (B, T, H, W, 3): x - base, how far the flow has come. It is much smaller than both, so low precision keeps
+        it only if the difference is taken before. time (B,) in [0, 1], noise (B,) in [0, max_noise], scale 2 or 4; H
+        and W are multiples of `config.stride`.
         """
         level = noise / self.config.max_noise if self.config.max_noise else noise
         numbers = torch.stack([time, level, torch.full_like(time, math.log2(scale) - 1)], dim=1)
-        flow.code = self.embed(numbers)[:, None, None, None].expand(-1, x.shape[1], 1, 1, -1)
-        fine = self.enter(space_to_depth(torch.cat([x, base], dim=-1), self.config.patch))
+        flow.code = self.embed(numbers)[:, None, None, None].expand(-1, base.shape[1], 1, 1, -1)
+        fine = self.enter(space_to_depth(torch.cat([gone, base], dim=-1), self.config.patch))
         fine = self.fine_in(fine, flow)
         coarse = self.coarse(self.down(fine), flow)
         fine = self.fine_out(fine + self.up(coarse), flow)

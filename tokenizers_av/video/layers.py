@@ -82,10 +82,14 @@ class SpatialConv(nn.Module):
 
 
 class TemporalConv(Causal):
-    """Causal convolution over three frames as one matrix product; before the first frame there are zeros."""
+    """Causal convolution over three frames as one matrix product.
 
-    def __init__(self, c_in: int, c_out: int) -> None:
+    Before the first frame there are zeros, or with `hold` that frame itself: then what stands still stays still.
+    """
+
+    def __init__(self, c_in: int, c_out: int, hold: bool = False) -> None:
         super().__init__()
+        self.hold = hold
         bound = (3 * c_in) ** -0.5
         self.weight = nn.Parameter(torch.empty(c_out, 3 * c_in).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(c_out))
@@ -94,7 +98,8 @@ class TemporalConv(Causal):
         """(B, T, H, W, c_in) -> (B, T, H, W, c_out)."""
         T = x.shape[1]
         if flow.tails is None or flow.first:
-            whole = F.pad(x, (0, 0, 0, 0, 0, 0, 2, 0))
+            before = x[:, :1] if self.hold else torch.zeros_like(x[:, :1])
+            whole = torch.cat([before, before, x], dim=1)
         else:
             whole = torch.cat([flow.tails[self], x], dim=1)
         if flow.tails is not None:
@@ -150,13 +155,16 @@ class AdaptiveNorm(Causal):
 
 
 class ResidualBlock(Causal):
-    """x + temporal(silu(spatial(norm(x)))); the branch is zero at the start. With `code_dim` the norm is adaptive."""
+    """x + temporal(silu(spatial(norm(x)))); the branch is zero at the start.
 
-    def __init__(self, dim: int, code_dim: int | None = None) -> None:
+    With `code_dim` the norm is adaptive; `hold` is that of `TemporalConv`.
+    """
+
+    def __init__(self, dim: int, code_dim: int | None = None, hold: bool = False) -> None:
         super().__init__()
         self.norm = ChannelNorm(dim) if code_dim is None else AdaptiveNorm(dim, code_dim)
         self.spatial = SpatialConv(dim, dim)
-        self.temporal = TemporalConv(dim, dim)
+        self.temporal = TemporalConv(dim, dim, hold)
         nn.init.zeros_(self.temporal.weight)
         nn.init.zeros_(self.temporal.bias)
 
