@@ -53,3 +53,22 @@ def tone(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("media") / "tone.wav"
     Clip(None, 8.0, clip.samples, 16000).save(path)
     return path
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """`killed_at(poet, n)`: drawing the n-th window is interrupted; gives the list that grows by each that is drawn."""
+
+    def prepare(poet, n: int) -> list[int]:
+        blocks, drawn = type(poet.generator).blocks, []
+
+        def mortal(self, *args, **options):
+            drawn.append(1)
+            if len(drawn) == n:
+                raise KeyboardInterrupt
+            return blocks(self, *args, **options)
+
+        monkeypatch.setattr(type(poet.generator), "blocks", mortal)
+        return drawn
+
+    return prepare

@@ -99,16 +99,8 @@ def test_superres_takes_a_frame_at_a_time(large, clip):
     assert {p.n_frames for p in large.stream.superres(clip, 2)} == {1}
 
 
-def test_a_killed_run_goes_on_with_larger_frames(large, clip, tmp_path, monkeypatch):
-    blocks, drawn = type(large.generator).blocks, []
-
-    def mortal(self, *args, **options):
-        drawn.append(1)
-        if len(drawn) == 3:
-            raise KeyboardInterrupt
-        return blocks(self, *args, **options)
-
-    monkeypatch.setattr(type(large.generator), "blocks", mortal)
+def test_a_killed_run_goes_on_with_larger_frames(large, clip, tmp_path, killed_at):
+    drawn = killed_at(large, 3)
     with pytest.raises(KeyboardInterrupt):
         large.extend(clip, 2.0, out=tmp_path / "x.mp4")
     before = len(drawn)

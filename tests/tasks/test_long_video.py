@@ -194,16 +194,8 @@ def test_a_run_beside_another_is_refused_and_leaves_its_journal_whole(poet, clip
     again.close(done=True)
 
 
-def test_a_folder_of_pictures_goes_on_too(poet, clip, tmp_path, monkeypatch):
-    out, blocks, drawn = tmp_path / "shots", type(poet.generator).blocks, []
-
-    def mortal(self, *args, **options):
-        drawn.append(1)
-        if len(drawn) == 2:
-            raise KeyboardInterrupt
-        return blocks(self, *args, **options)
-
-    monkeypatch.setattr(type(poet.generator), "blocks", mortal)
+def test_a_folder_of_pictures_goes_on_too(poet, clip, tmp_path, killed_at):
+    out, drawn = tmp_path / "shots", killed_at(poet, 2)
     with pytest.raises(KeyboardInterrupt):
         poet.extend(clip, 2.0, out=out / "%05d.png", sound=False)
     poet.extend(clip, 2.0, out=out / "%05d.png", sound=False)
@@ -211,16 +203,8 @@ def test_a_folder_of_pictures_goes_on_too(poet, clip, tmp_path, monkeypatch):
     assert len(drawn) == len(list(steps(poet.config.layout, 2, 16))) + 1
 
 
-def test_wrong_input_leaves_the_journal_of_a_killed_run(poet, clip, tmp_path, monkeypatch):
-    out, blocks, drawn = tmp_path / "x.mp4", type(poet.generator).blocks, []
-
-    def mortal(self, *args, **options):
-        drawn.append(1)
-        if len(drawn) == 3:
-            raise KeyboardInterrupt
-        return blocks(self, *args, **options)
-
-    monkeypatch.setattr(type(poet.generator), "blocks", mortal)
+def test_wrong_input_leaves_the_journal_of_a_killed_run(poet, clip, tmp_path, killed_at):
+    out, drawn = tmp_path / "x.mp4", killed_at(poet, 3)
     with pytest.raises(KeyboardInterrupt):
         poet.extend(clip, 4.0, out=out)
     for seconds, prompts, options in ((4.0, ["a"] * 9, {}), (-1, None, {}), (4.0, None, {"seed": -1})):
