@@ -140,6 +140,7 @@ def bad(*words: str) -> object:
         bad("generate", "frame-interpolation", "{clip}", "--last", "{clip}", "--seconds", "4", "--out", "{tmp}/x.mp4"),
         bad("generate", "audio-to-video", "{silent}", "--out", "{tmp}/x.mp4"),
         bad("generate", "audio-video-continuation", "{silent}", "--out", "{tmp}/x.mp4"),
+        bad("generate", "audio-video-continuation", "{clip}", "--no-sound", "--out", "{tmp}/x.mp4"),
         bad("generate", "text-to-audio", RED, "--out", "{tmp}/x.png"),
         bad("generate", "text-to-audio", RED, "--out", "{tmp}/x.gif"),
         bad("reconstruct", "{tmp}/none.mp4", "--out", "{tmp}/x.mp4"),

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tokenizers_av import media_read
 from tokenizers_av.clip import Clip, ClipReader, ClipWriter, MediaError, check_output, read_clip
+from tokenizers_av.media_frames import RGB_TO_YCBCR, YCBCR_OFFSET, to_yuv420
 
 MOVIES = ["mp4", "m4v", "mov", "mkv", "webm", "gif"]
 
@@ -66,6 +67,17 @@ def test_same_clip_gives_the_same_bytes(tmp_path, suffix):
     for name in ("a", "b"):
         clip.save(tmp_path / f"{name}.{suffix}")
     assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+
+
+def test_colour_samples_lie_on_even_columns_between_two_rows():
+    picture = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    planes = picture / 255 @ RGB_TO_YCBCR.T.astype(np.float64) + YCBCR_OFFSET
+    wanted = [planes[..., 0].ravel()]
+    for k in (1, 2):
+        rows = (planes[0::2, :, k] + planes[1::2, :, k]) / 2  # (2, 6)
+        columns = [rows[:, max(0, x - 1)] / 4 + rows[:, x] / 2 + rows[:, x + 1] / 4 for x in (0, 2, 4)]
+        wanted.append(np.stack(columns, axis=1).ravel())
+    assert np.abs(to_yuv420(picture).ravel() - np.concatenate(wanted)).max() < 0.51
 
 
 def test_what_the_memory_held_before_does_not_matter(tmp_path):
