@@ -72,7 +72,7 @@ class Visibility:
             seen = j < stop[b, i]
             return seen if real is None else (seen & real[b, j]) | (i == j)
 
-        return create_block_mask(visible, stop.shape[0], None, self.n, self.n, device=stop.device.type)
+        return create_block_mask(visible, stop.shape[0], None, self.n, self.n, device=stop.device)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Visibility) -> Tensor:

@@ -20,7 +20,6 @@ class LMConfig(PretrainedConfig):
     """
 
     model_type = "avpoet_lm"
-    has_no_defaults_at_init = True  # write every field, so that a later change of a default cannot change a saved model
 
     def __init__(
         self,

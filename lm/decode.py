@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lm.cache import KVCache
 from lm.linear import Linear, frozen
-from lm.rotary import angles, rotate_
+from lm.rotary import angles, rotate_, rotated
 from lm.transformer import LM, Block
 
 
@@ -35,8 +35,9 @@ class Places:
 
 
 class Decoder:
-    """A snapshot of a model's weights in `dtype`, ready to continue sequences. `int8` rounds the matrices.
+    """A model's weights laid out in `dtype`, ready to continue sequences: a new one is needed after changing the model.
 
+    `int8` rounds the matrices.
     Raises ValueError for a model whose linear layers are wrapped, such as by adapters.
     """
 
@@ -144,8 +145,6 @@ def _rotated(heads: Tensor, qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The first heads replaced by the rotated qk; in place, but for a compiler, which wants no views written to."""
     n = qk.shape[2]
     if torch.compiler.is_compiling():
-        a, b = qk.chunk(2, dim=-1)
-        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(heads.dtype)
-        return torch.cat((turned, heads[:, :, n:]), dim=2)
+        return torch.cat((rotated(qk, cos, sin).to(heads.dtype), heads[:, :, n:]), dim=2)
     rotate_(heads[:, :, :n], qk, cos, sin)
     return heads

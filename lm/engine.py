@@ -49,11 +49,12 @@ class Run:
 
 
 class Engine:
-    """A model ready to generate: a snapshot of its weights in `dtype` (default: the model's own).
+    """A model ready to generate, its weights laid out in `dtype` (default: the model's own).
 
-    `compile` hands the step to torch.compile: tens of seconds at the first generation, faster after (on a GPU with CUDA
-    graphs). `int8` rounds the weights to 8 bits, which halves the bytes that a step reads. Of the last generation that
-    was begun, `passes` counts the forward passes after the prefill, and `counts` how drafts fared, if there were any.
+    After changing the model make a new engine: this one may read some weights as they were, others as they are.
+    `compile` hands the step to torch.compile: tens of seconds at the first generation, faster after. `int8` rounds the
+    weights to 8 bits, which on a CPU halves the bytes that a step reads. Of the last generation that was begun,
+    `passes` counts the forward passes after the prefill, and `counts` how drafts fared, if there were any.
     """
 
     def __init__(

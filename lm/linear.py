@@ -3,7 +3,8 @@
 A step of decoding multiplies one row, or a few, by every matrix of the model: its time is that of reading the weights.
 On a CPU the usual kernels of torch reach a third to a half of the memory bandwidth for such products. `Packed` has its
 matrix in the layout of oneDNN (which torch.compile uses too); `Compiled` is a sum of products, which the compiler turns
-into one loop over the matrix. `Int8` halves the bytes: one scale per output, the values rounded to 8 bits.
+into one loop over the matrix. `Int8` halves the bytes that a CPU reads: one scale per output, values of 8 bits; other
+devices are handed a copy of it in the dtype of the rows, which saves memory, not time.
 """
 
 # Shapes: M rows, I inputs, O outputs

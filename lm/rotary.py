@@ -36,6 +36,12 @@ def rotate_(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same as a new tensor, in the dtype of the products: for a compiler, which wants no views written to."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
 class _Rotate(torch.autograd.Function):
     """A rotation is undone by its transpose: the gradient is turned back by the same angle, nothing else is kept."""
 
@@ -52,4 +58,4 @@ class _Rotate(torch.autograd.Function):
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary positions: x (B, L, H, D), cos and sin (B, L, 1, P) in x's dtype -> (B, L, H, D)."""
-    return _Rotate.apply(x, cos, sin)
+    return rotated(x, cos, sin) if torch.compiler.is_compiling() else _Rotate.apply(x, cos, sin)

@@ -1,7 +1,8 @@
 """Drawing ids from logits: temperature, top-k, top-p (arXiv:1904.09751), one uniform number per draw.
 
 Each sample's numbers come from its own seeded generator, drawn for the whole sequence beforehand and turned into ids by
-inverting the cumulative distribution, so a seed gives the same ids alone and in any batch, on any device.
+inverting the cumulative distribution, so a seed gives the same ids alone and in any batch. The numbers are the same on
+any device; logits are rounded differently, so that ids may differ.
 """
 
 # Shapes: B samples, V ids of the legal range, L output positions

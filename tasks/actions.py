@@ -7,19 +7,11 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from tasks.check import (
-    check_levels,
-    check_prompt,
-    check_sampling,
-    check_seconds,
-    check_seed,
-    check_size,
-    check_speculative,
-    parse_size,
-)
+from tasks.check import check_levels, check_seed, check_size, parse_size
 from tasks.errors import InputError
 from tasks.table import TASKS, Task, get_task
 
@@ -30,67 +22,63 @@ if TYPE_CHECKING:
     from tokenizers_av.clip import Clip
     from tokenizers_av.superres import SuperResConfig
 
-SAMPLING = ("guidance_scale", "temperature", "top_k", "top_p")
+OPTIONS = ("seed", "speculative", "negative_prompt", "guidance_scale", "temperature", "top_k", "top_p")
 
 
 def generate(args: Namespace) -> None:
     """Run a row of the task table and write its result."""
-    row = get_task(args.task)
-    values = vars(args)
-    sound = values.get("sound", True) and row.output("audio") is not None
-    _check_options(values)
-    inputs = {b.argument: values[b.argument] for b in row.inputs if values[b.argument] is not None}
-    if "prompt" in inputs:
-        check_prompt(inputs["prompt"])
+    from tasks.model_folder import find_model, read_config
+    from tasks.request import Request
+
+    row, values = get_task(args.task), vars(args)
+    inputs = _options(values, *(b.argument for b in row.inputs))
+    arguments = _options(values, *(a.name for a in row.arguments))
+    options = _options(values, *OPTIONS) | {name: True for name in ("keep_known", "superres") if values.get(name)}
+    if "sound" in values:
+        options["sound"] = args.sound and _holds_sound(args.out)
+    for name, value in {**inputs, **arguments}.items():
+        if name != "prompt":
+            _check_not_input(args.out, value)
+    config = read_config(find_model(args.model))
+    asked = {**arguments, **options}
+    request = Request.of(config, row.name, given=inputs, seconds=values.get("seconds"), options=asked)
+    heard = row.output("audio") is not None and request.options.sound
     picture = row.output("video") is not None or row.input("video") is not None
-    sound = sound or row.input("audio") is not None  # what a picture is made for stays with it
-    source = _source_of_length(row, inputs)
-    one_image = row.is_image or (source is not None and source.is_image)
-    _check_target(args.out, picture=picture, sound=sound, one_image=one_image)
+    source = request.source
+    one_image = row.is_image or (source is not None and source.is_image and row.argument_of_length == "video")
+    _check_target(args.out, picture=picture, sound=heard, one_image=one_image)
     if row.output("video") is None and not _holds_sound(args.out):
         raise InputError(f"{args.out}: holds no sound, and {row.command} makes nothing else; use .mp4, .webm or .wav")
-    _check_media(inputs, args.out)
-    if row.needs_sound:
-        from tasks.source import Source
-
-        Source(inputs["video"], need="audio")
-    from tasks.request import check_choices
-
-    check_choices(row, keep_known=values.get("keep_known", False), superres=values.get("superres", False))
-    if values.get("superres"):
+    if source is not None:
+        source.try_out()
+    if request.options.superres:
         _head_config(args.model)
-    arguments = _arguments(row, values, inputs, args.model)
-    options = _options(values, "seconds", "seed", "speculative", "negative_prompt", *SAMPLING)
-    options |= {name: True for name in ("keep_known", "superres") if values.get(name)}
-    sound = (sound or (source is not None and source.has_audio)) and _holds_sound(args.out)
-    if "sound" in values:
-        options["sound"] = sound
-    shown = {**inputs, **_options(values, *arguments), **options}
+    shown = {**inputs, **arguments, **_options(values, "seconds"), **options}
     poet = _load(args, f"generate {row.command}", shown)
+    sound = (heard or row.input("audio") is not None or request.keeps_sound) and _holds_sound(args.out)
     with _bar(row) as progress:
-        parts = poet.stream.generate(row.name, **inputs, **arguments, **options, progress=progress)
-        _write(args.out, parts, poet, sound)
+        request = replace(request, options=replace(request.options, progress=progress))
+        _write(args.out, poet.stream.answer(request), poet, sound)
     _tell_drafts(poet)
     _reporter(args.out)(args.out)
 
 
 def extend(args: Namespace) -> None:
     """Write the clip and its continuation, a window at a time."""
-    values = vars(args)
-    _check_options(values)
-    for prompt in args.prompt or ():
-        check_prompt(prompt)
-    _check_target(args.out, picture=True, sound=args.sound, one_image=False)
-    _check_media({"video": args.video}, args.out)
-    from tasks.story import Story, parse_prompt
+    from tasks.request import extension_of
+    from tasks.source import Source
+    from tasks.story import parse_prompt
 
     prompts = [parse_prompt(p) for p in args.prompt or ()]
-    Story(prompts, args.seconds)
-    sound = args.sound and _holds_sound(args.out)
-    options = {**_options(values, "seed", "speculative", "negative_prompt", *SAMPLING), "sound": sound}
+    options = {**_options(vars(args), *OPTIONS), "sound": args.sound and _holds_sound(args.out)}
+    if args.superres:
+        options["superres"] = True
+    extension_of(args.seconds, prompts, options)
+    _check_target(args.out, picture=True, sound=args.sound, one_image=False)
+    _check_not_input(args.out, args.video)
+    Source(args.video, need="video").try_out()
     if args.superres:
         _head_config(args.model)
-        options["superres"] = True
     poet = _load(args, "extend", {"video": args.video, "seconds": args.seconds, "prompts": prompts, **options})
     with _bar() as progress:
         poet.extend(args.video, args.seconds, prompts, out=args.out, **options, progress=progress)
@@ -107,9 +95,8 @@ def superres(args: Namespace) -> None:
     source = Source(args.media, need="video")
     _check_not_input(args.out, args.media)
     _check_target(args.out, picture=True, sound=False, one_image=source.is_image)
-    source.try_out()
     config = _head_config(args.model)
-    check_enlarging(config, args.scale, args.steps, args.noise)
+    check_enlarging(config, source.picture_size(), args.scale, args.steps, args.noise)
     steps, noise = (getattr(config, n) if getattr(args, n) is None else getattr(args, n) for n in ("steps", "noise"))
     asked = {"scale": args.scale, "steps": steps, "noise": noise, "seed": args.seed}
     poet = _load(args, "superres", {"media": args.media, **asked})
@@ -203,12 +190,21 @@ def info(args: Namespace) -> None:
     """Print the sizes, the parameters and the vocabulary of a model, without loading its weights."""
     import json
 
+    from safetensors import SafetensorError
+
     from lm import Vocabulary
     from tasks.model_folder import PARTS, SUPERRES, find_model, n_parameters, read_config
 
     folder = find_model(args.model)
     config = read_config(folder)
     layout = config.layout
+    there = [part for part in (*PARTS, SUPERRES) if part != "text_tokenizer" and (folder / part).exists()]
+    try:
+        counts = {part: n_parameters(folder / part) for part in there}
+        vocabulary = json.loads((folder / "lm" / "config.json").read_text(encoding="utf-8"))["vocabulary"]
+        table = Vocabulary.from_dict(vocabulary).table()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise InputError(f"model folder {str(folder)!r} cannot be read ({type(error).__name__}: {error})") from None
     print(f"model       {folder}")
     print(f"picture     {config.size[0]}x{config.size[1]} pixels, {layout.n_frames} frames at {layout.fps:g} a second")
     print(f"video ids   {layout.latent_frames} x {layout.height} x {layout.width}")
@@ -217,13 +213,10 @@ def info(args: Namespace) -> None:
     print("sampling   ", ", ".join([f"guidance_scale {config.sampling.guidance_scale:g}", *how]))
     for task, own in config.sampling.tasks.items():
         print(f"  {task}: {json.dumps(dict(own))}")
-    there = [part for part in (*PARTS, SUPERRES) if part != "text_tokenizer" and (folder / part).exists()]
-    counts = {part: n_parameters(folder / part) for part in there}
     for part, count in counts.items():
         print(f"parameters  {count:>14,}  {part}")
     print(f"parameters  {sum(counts.values()):>14,}  together")
-    vocabulary = json.loads((folder / "lm" / "config.json").read_text(encoding="utf-8"))["vocabulary"]
-    print(Vocabulary.from_dict(vocabulary).table())
+    print(table)
 
 
 def _head_config(model: str) -> SuperResConfig:
@@ -247,16 +240,6 @@ def _reporter(out: str) -> Callable[[object], None]:
     return lambda line: print(line, file=sys.stderr if out == "-" else sys.stdout)
 
 
-def _check_options(values: dict[str, Any]) -> None:
-    check_seed(values["seed"])
-    check_speculative(values["speculative"])
-    check_sampling(**{name: values.get(name) for name in SAMPLING})
-    if values.get("seconds") is not None:
-        check_seconds(values["seconds"])
-    if values.get("negative_prompt") is not None:
-        check_prompt(values["negative_prompt"], "--negative-prompt")
-
-
 def _check_target(out: str, *, picture: bool, sound: bool, one_image: bool) -> None:
     """Raise where nothing could be written to `out`, or the result does not fit its suffix."""
     from tokenizers_av.media_formats import check_output, output_kind
@@ -276,43 +259,6 @@ def _holds_sound(out: str) -> bool:
     from tokenizers_av.media_formats import output_kind
 
     return output_kind(out) != "image" and not out.lower().endswith(".gif")
-
-
-def _check_media(inputs: dict[str, Any], out: str) -> None:
-    for name in ("image", "video", "audio"):
-        if name in inputs:
-            from tasks.source import Source
-
-            _check_not_input(out, inputs[name])
-            Source(inputs[name], need="audio" if name == "audio" else "video").try_out()
-
-
-def _source_of_length(row: Task, inputs: dict[str, Any]) -> Source | None:
-    """The video or image of which another is made, as long and with its sound."""
-    name = row.argument_of_length
-    if name != "video" or row.output("video") is None:
-        return None
-    from tasks.source import Source
-
-    return Source(inputs[name], need="video")
-
-
-def _arguments(row: Task, values: dict[str, Any], inputs: dict[str, Any], model: str) -> dict[str, Any]:
-    """The further arguments of a row, parsed; raises InputError where they do not fit each other, or the video."""
-    if row.condition is None:
-        return {}
-    from tasks.model_folder import find_model, read_config
-    from tasks.request import check_arguments
-    from tasks.source import Source
-
-    for argument in row.arguments:
-        if isinstance(values.get(argument.name), str):
-            _check_not_input(values["out"], values[argument.name])
-    given = check_arguments(row, values)
-    config = read_config(find_model(model))
-    source = Source(inputs[next(b.argument for b in row.inputs if b.condition)], need="video")
-    row.condition.open(source.picture_size(), config.size, config.layout.fps, **given)
-    return given
 
 
 def _picture_size(text: str, source: Source) -> tuple[int, int]:

@@ -12,6 +12,7 @@ MAX_SECONDS = 24 * 3600.0
 MAX_SEED = 2**63 - 1
 MAX_DRAFTS = 1024
 MIN_SIDE, MAX_SIDE, MAX_PIXELS = 16, 1920, 1920 * 1080  # of a picture that the tokenizers shall work on
+MAX_RESULT_SIDE, MAX_RESULT_PIXELS = 16_384, 7680 * 4320  # of a picture that is made: what H.264 holds, and 8K
 
 
 def check_prompt(prompt: object, name: str = "prompt") -> str:
@@ -49,6 +50,14 @@ def check_size(size: tuple[int, int], name: str = "size") -> tuple[int, int]:
         raise InputError(f"{name} {height}x{width}: expected height and width of {MIN_SIDE} to {MAX_SIDE} pixels, "
                          "together at most 1080x1920")  # fmt: skip
     return size
+
+
+def check_result(size: tuple[int, int], name: str) -> None:
+    """(H, W) in pixels of a picture that is to be made; `name` is what it would be."""
+    height, width = size
+    if max(size) > MAX_RESULT_SIDE or height * width > MAX_RESULT_PIXELS:
+        raise InputError(f"{name} would be {width:,} pixels wide and {height:,} high, expected at most "
+                         f"{MAX_RESULT_SIDE:,} a side and as many in all as 7680x4320")  # fmt: skip
 
 
 def parse_size(text: str, name: str = "size") -> tuple[int, int]:

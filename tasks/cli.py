@@ -142,8 +142,8 @@ def _superres(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "superres",
         help="enlarge any video or image with the super-resolution head",
-        description="Frames twice or four times as high and wide, of any size and length, with their own rate and\n"
-        "sound, in constant memory.",
+        description="Frames twice or four times as high and wide, of any length, with their own rate and sound, in\n"
+        "constant memory. Sound is mixed to mono, of at most 48 kHz; frames come out with at most 8K (7680x4320).",
         example=[
             "avpoet superres clip.mp4 --scale 4 --out large.mp4",
             "avpoet superres photo.png --scale 2 --steps 8 --noise 0.1 --out large.png",
@@ -201,6 +201,12 @@ _OUT_HELP = (
 )
 
 
+_NO_SOUND_HELP = (
+    "make the picture only, as for .gif and .png; a video longer than the model's clips is then another one than with "
+    "sound"
+)
+
+
 def _common(
     parser: Parser, *, seconds: str | None, prompt: bool, guided: bool, sound: bool, picture: bool,
     need_seconds: bool = False,
@@ -223,7 +229,7 @@ def _common(
     if picture:
         parser.add_argument("--superres", action="store_true", help="frames four times as high and wide")
     if sound:
-        parser.add_argument("--no-sound", dest="sound", action="store_false", help="make the picture only")
+        parser.add_argument("--no-sound", dest="sound", action="store_false", help=_NO_SOUND_HELP)
     _model(parser)
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tasks.check import check_result
 from tasks.codec import Pushed, to_frames, to_network
 from tasks.errors import InputError
 from tokenizers_av.clip import Clip
@@ -38,10 +39,13 @@ def enlarger(
     return lambda frames: torch.cat([to_frames(x) for x in stream(to_network(frames).to(device), len(frames))])
 
 
-def check_enlarging(config: SuperResConfig, scale: int, steps: int | None, noise: float | None) -> None:
-    """Raise InputError where a head cannot be asked for this; None is its own setting."""
+def check_enlarging(
+    config: SuperResConfig, size: tuple[int, int], scale: int, steps: int | None, noise: float | None
+) -> None:
+    """Raise InputError where a head cannot be asked for this of pictures of size (H, W); None is its own setting."""
     try:
         check_scale(scale)
         check_sampling(config, config.steps if steps is None else steps, config.noise if noise is None else noise)
     except ValueError as error:
         raise InputError(str(error)) from None
+    check_result((scale * size[0], scale * size[1]), "the enlarged picture")

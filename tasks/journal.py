@@ -23,8 +23,8 @@ class Journal:
 
     The same request, made again, reads them in place of drawing them; the decoders then give the same frames. A line
     that was cut off is dropped, a journal of another request is begun anew. `part` is the unfinished file that this run
-    writes: that of a run which was killed is removed. Nothing is touched before the first window is asked for; then
-    InputError says so if another run is at work on the same result.
+    writes: that of a run which was killed is removed. Nothing is touched before `begin`, or the first window that is
+    asked for; then InputError says so if another run is at work on the same result.
     """
 
     def __init__(self, out: str | os.PathLike[str], request: dict[str, Any], part: Path | None = None) -> None:
@@ -38,7 +38,7 @@ class Journal:
     def read(self, window: int) -> Iterator[TokenSample] | None:
         """The blocks of the next window (from 1, in order), video (t, h, w) and audio (Q, F), or None where it was not
         drawn yet."""
-        file = self._open()
+        file = self.begin()
         if window > self.n_known:
             return None
         file.seek(self._at)
@@ -67,7 +67,8 @@ class Journal:
             self.path.unlink(missing_ok=True)
         self._file.close()
 
-    def _open(self) -> IO[bytes]:
+    def begin(self) -> IO[bytes]:
+        """All lines, for this run alone, with `part` noted among them; what a killed run left half written is gone."""
         if self._file is not None:
             return self._file
         self._file = open(self.path, "a+b")  # noqa: SIM115  closed by `close`
@@ -76,16 +77,15 @@ class Journal:
             self._file = None
             raise InputError(f"{self.path}: another run is making this video; wait for it, or choose another name")
         self._file.seek(0)
-        end, old_part = 0, None
+        end, old_part, ours = 0, None, True
         with contextlib.suppress(ValueError, AttributeError):  # whatever is not ours is begun anew
             for text in self._file:
                 line = json.loads(text)
-                if not text.endswith(b"\n") or (end == 0 and line.get("request") != self.key):
-                    old_part = line.get("part", old_part) if end == 0 else old_part
-                    break
-                self.n_known += "video" in line
                 old_part = line.get("part", old_part)
-                end += len(text)
+                ours = ours and text.endswith(b"\n") and (end > 0 or line.get("request") == self.key)
+                if ours:
+                    self.n_known += "video" in line
+                    end += len(text)
         self._file.truncate(end)
         _remove_part(self.path, old_part)
         if end == 0:
@@ -110,8 +110,10 @@ def _locked(file: IO[bytes]) -> bool:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:  # a file system without locks
+        pass
     return True
 
 

@@ -56,7 +56,8 @@ class Mask:
                 raise InputError(f"{name} {value}: expected four whole numbers X, Y, W, H")
             return cls(_box(value, name), name)
         if not isinstance(value, (str, os.PathLike, Clip)):
-            raise InputError(f"{name} is {type(value).__name__}, expected X,Y,W,H, a path, a tensor or a Clip")
+            raise InputError(f"{name} is {type(value).__name__}, expected (X, Y, W, H), a path, a tensor or a Clip; "
+                             "a list is one of these for each of several videos")  # fmt: skip
         if isinstance(value, str) and not os.path.exists(value):
             numbers = re.fullmatch(r"\s*,\s*".join(["(-?[0-9]{1,9})"] * 4), value.strip())
             if numbers is not None:

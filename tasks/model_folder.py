@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -109,6 +109,17 @@ def find_model(model: str | Path) -> Path:
             f"model folder {str(folder)!r} lacks {', '.join(missing)}; expected config.json, "
             f"{', '.join(PARTS)} as save_pretrained writes them"
         )
+    return folder
+
+
+def find_parts(model: str | Path, parts: Iterable[str]) -> Path:
+    """The folder that holds these parts: one that may hold no more, or any that `find_model` knows; InputError."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return find_model(model)
+    for part in parts:
+        if not (folder / part / CONFIG).is_file():
+            raise InputError(f"{folder}: has no {part}; train it first, or name its folder's parent")
     return folder
 
 

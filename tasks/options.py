@@ -16,7 +16,8 @@ class Options:
     """None means the model's own setting. The same seed and inputs give the same frames and samples.
 
     guidance_scale: how far to push away from what would come without the prompt, or with `negative_prompt`; where there
-    is no prompt, without the sound or the silent video that something is made for; 1 is off.
+    is no prompt, without the sound or the silent video that something is made for; 1 is off. Where there is nothing to
+    leave out, `Request.of` refuses both.
     speculative: ids drafted ahead in each pass of the transformer, of which the right ones are kept; 0 is off.
     temperature, top_k, top_p: for all id ranges alike. sound: False leaves out the sound where it comes with a video.
     keep_known: give the pixels that the input has back as they were, at its own size (inpainting, outpainting).

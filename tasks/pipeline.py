@@ -36,6 +36,7 @@ from tasks.stream import Stream, join
 from tasks.table import get_task
 from tokenizers_av.audio import AudioTokenizer
 from tokenizers_av.clip import Clip, ClipWriter, check_output
+from tokenizers_av.media_formats import output_kind
 from tokenizers_av.superres import SuperRes
 from tokenizers_av.text import TextTokenizer
 from tokenizers_av.video import VideoTokenizer
@@ -160,6 +161,9 @@ class AVPoet:
         names = [k for k in (*_LISTED, *(a.name for a in get_task(task).arguments)) if isinstance(inputs.get(k), list)]
         if not names:
             return join(self.stream.generate(task, **inputs))
+        for a in get_task(task).arguments:  # once for all of them: a value may be a network
+            if a.name not in names and inputs.get(a.name) is not None:
+                inputs = {**inputs, a.name: a.parse(inputs[a.name])}
         sizes = {name: len(inputs[name]) for name in names}
         n = max(sizes.values())
         if min(sizes.values()) != n:
@@ -476,6 +480,8 @@ class AVPoet:
         if out is None:
             return join(self.stream.extend(clip, seconds, prompts, **options))
         check_output(out)
+        if output_kind(out) == "sound" and not sound:
+            raise InputError(f"{out}: holds only sound, and none is made here; use a movie such as .mp4")
         source = Source(clip, need="video")
         writer = ClipWriter(out, fps=self.config.layout.fps, sample_rate=self.codec.sample_rate if sound else None)
         journal, done = None, False
@@ -485,6 +491,8 @@ class AVPoet:
             journal = Journal(writer.target, key, writer.temporary)
         try:
             parts = self.stream.extend(clip, seconds, prompts, journal=journal, **options)
+            if journal is not None:
+                journal.begin()  # a kill while the clip itself is written shall not leave a file that nobody removes
             with writer:
                 for part in parts:
                     writer.write(part.frames, part.samples)
@@ -497,10 +505,11 @@ class AVPoet:
     def superres(
         self, clip: Media, scale: int = 4, *, steps: int | None = None, noise: float | None = None, seed: int = 0
     ) -> Clip:
-        """The clip `scale` (2 or 4) times as high and wide, at its own rate, with its own sound.
+        """The clip `scale` (2 or 4) times as high and wide, at its own rate, with its own sound, mixed to mono.
 
         Frames go through the head as they are, whatever made them. steps: 1, 2, 4 or 8; noise: from 0 to the
-        head's `max_noise`, the more, the more detail is made up; None is the head's own setting.
+        head's `max_noise`, the more, the more detail is made up; None is the head's own setting. Raises InputError for
+        more than 16,384 pixels a side or 7680x4320 in all.
         """
         return join(self.stream.superres(clip, scale, steps=steps, noise=noise, seed=seed))
 

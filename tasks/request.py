@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.check import check_prompt, check_seconds
+from tasks.check import check_prompt, check_result, check_seconds
 from tasks.errors import InputError
 from tasks.model_folder import PoetConfig
 from tasks.options import Options
 from tasks.sequence import Layout
 from tasks.source import Source
+from tasks.story import Prompts, Story
 from tasks.table import get_task
 from tasks.task import Conditioner, Task
 from tokenizers_av.clip import MediaError
@@ -54,6 +55,7 @@ class Request:
         arguments = check_arguments(row, options)
         check_length(row, seconds)
         check_choices(row, keep_known=opts.keep_known, superres=opts.superres)
+        check_guidance(row, opts, prompted=given.get("prompt") is not None)
         name = next((n for n in MEDIA if given.get(n) is not None), None)
         source = None if name is None else Source(given[name], need="audio" if name == "audio" else "video")
         if source is not None and row.needs_sound and not source.has_audio:
@@ -63,6 +65,8 @@ class Request:
         conditioner = None
         if row.condition is not None and source is not None:
             conditioner = row.condition.open(source.picture_size(), config.size, config.layout.fps, **arguments)
+            if opts.keep_known:
+                check_result(conditioner.canvas, "the picture with its known pixels")
         return cls(row, given.get("prompt"), source, conditioner, seconds, opts)
 
 
@@ -102,6 +106,18 @@ def check_choices(row: Task, *, keep_known: bool, superres: bool) -> None:
         raise InputError("superres draws every pixel anew, keep_known keeps some: choose one of them")
 
 
+def check_guidance(row: Task, options: Options, *, prompted: bool) -> None:
+    """Raise InputError where guidance is asked for and there is nothing that it could push away from."""
+    if prompted:
+        return
+    if options.negative_prompt is not None:
+        raise InputError("negative_prompt needs a prompt: it takes the place of none, from which guidance leads away")
+    whole = any(b.droppable and b.kind != "text" for b in row.inputs)
+    if options.guidance_scale not in (None, 1) and not whole:
+        raise InputError(f"guidance_scale={options.guidance_scale:g} needs a prompt: without one there is nothing "
+                         "that the result could follow closer")  # fmt: skip
+
+
 def check_length(row: Task, seconds: float | None) -> None:
     """Raise InputError where a row cannot make so many seconds."""
     if seconds is None:
@@ -109,6 +125,17 @@ def check_length(row: Task, seconds: float | None) -> None:
     check_seconds(seconds)
     if row.fixed_length:
         raise InputError(f"{row.command} makes one {'image' if row.is_image else 'clip'}, it takes no seconds")
+
+
+def extension_of(seconds: float, prompts: Prompts, options: Mapping[str, Any]) -> tuple[Story, Options]:
+    """What a clip is to be continued by, checked; raises InputError. Needs no model."""
+    from tasks.long_video import next_row
+
+    opts = options_of(options)
+    check_seconds(seconds)
+    story = Story(prompts, seconds)
+    check_guidance(next_row(opts.sound), opts, prompted=bool(story.texts))
+    return story, opts
 
 
 def _check_future(row: Task, source: Source, seconds: float, layout: Layout) -> None:
@@ -124,7 +151,7 @@ def _check_future(row: Task, source: Source, seconds: float, layout: Layout) -> 
                          f"{source.name}; ask for more than that")  # fmt: skip
 
 
-def options_of(options: dict[str, Any]) -> Options:
+def options_of(options: Mapping[str, Any]) -> Options:
     """The options among keyword arguments; InputError for unknown ones."""
     try:
         return Options(**options)

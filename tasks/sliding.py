@@ -21,7 +21,7 @@ from tasks.long_video import Track, hop, n_kept
 from tasks.options import Ticker, derived_seed
 from tasks.request import Request
 from tasks.sequence import Layout, TokenSample
-from tasks.source import Source
+from tasks.source import ONE_FRAME, Source
 from tokenizers_av.clip import Clip, MediaError
 from tokenizers_av.media_frames import stretch
 
@@ -102,12 +102,12 @@ def sound_for_text(codec: Codec, generator: Generator, r: Request) -> Iterator[C
 
 
 def sound_for_video(codec: Codec, generator: Generator, r: Request) -> Iterator[Clip]:
-    """The picture as it came, and a sound for it, about a second at a time."""
+    """The picture as it came, and a sound for it, a frame at a time."""
     source, seconds = r.source, r.seconds
     assert source is not None
     heard, kept = _sound_parts(source, codec, generator, r), torch.zeros(0)
     n_frames = n_samples = 0
-    for window in source.windows(sample_rate=codec.sample_rate, audio=False):
+    for window in source.windows(sample_rate=codec.sample_rate, seconds=ONE_FRAME, audio=False):
         frames = window.frames
         assert frames is not None
         if seconds is not None:

@@ -41,6 +41,8 @@ class Source:
                 self.has_video, self.has_audio, self.seconds = reader.has_video, reader.has_audio, reader.seconds
                 self.is_image, self.sample_rate = reader.info.is_image, reader.info.sample_rate
         self.name = "the clip" if isinstance(media, Clip) else str(media)
+        if isinstance(media, Clip) and media.frames is not None and not media.n_frames:
+            raise MediaError(f"{self.name}: holds no frame")
         if need == "video" and not self.has_video:
             raise MediaError(f"{self.name}: has no picture; a video, gif or image is needed")
         if need == "audio" and not self.has_audio:
@@ -129,8 +131,9 @@ def _clip_windows(
     n_frames = max(1, math.floor(clip.n_frames / clip.fps * fps + 0.5))
     for first in range(0, n_frames, count):
         last = min(first + count, n_frames)
-        times = torch.arange(first, last) / fps * clip.fps
-        frames = clip.frames[times.round().long().clamp(max=clip.n_frames - 1)].cpu()
+        times = torch.arange(first, last, dtype=torch.float64) / fps * clip.fps
+        nearest = (times - 0.5 - 1e-4).ceil().long()  # in a tie the earlier
+        frames = clip.frames[nearest.clamp(0, clip.n_frames - 1)].cpu()
         part = None
         if samples is not None:
             a, b = round(first / fps * sample_rate), round(last / fps * sample_rate)

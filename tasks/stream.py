@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tasks.check import check_seconds, check_seed
+from tasks.check import check_seed
 from tasks.codec import even_size
 from tasks.enlarge import SCALE, check_enlarging, enlarged
 from tasks.errors import InputError
@@ -20,7 +20,7 @@ from tasks.journal import Journal
 from tasks.long_video import Ending, Past, Track, continue_clip, n_windows_ids
 from tasks.model_folder import NO_HEAD
 from tasks.options import Options, Ticker
-from tasks.request import MEDIA, Request, options_of
+from tasks.request import MEDIA, Request, extension_of
 from tasks.sequence import TokenSample
 from tasks.sliding import sound_for_text, sound_for_video, video_for_sound, video_from_video
 from tasks.source import ONE_FRAME, Media, Source
@@ -73,7 +73,7 @@ class Stream:
         """Stream any row of the task table; see `AVPoet.generate`."""
         given = {"prompt": prompt, "image": image, "video": video, "audio": audio}
         request = Request.of(self.poet.config, task, given=given, seconds=seconds, options=options)
-        return self._answer(request)
+        return self.answer(request)
 
     def batch(self, task: str, items: Sequence[Mapping[str, Any]]) -> list[Clip]:
         """Run a row for several sets of inputs that differ in nothing else but their seeds; see `AVPoet.generate`.
@@ -92,11 +92,11 @@ class Stream:
             self._head()  # raises before any work where there is none
         alone = row.condition is not None or row.output("video") is None or row.argument_of_length is not None
         if alone or requests[0].seconds is not None or len({r.prompt is None for r in requests}) > 1:
-            return [join(self._answer(r)) for r in requests]
+            return [join(self.answer(r)) for r in requests]
         codec, generator, layout = self.poet.codec, self.poet.generator, self.poet.config.layout
         given_ids = [self._given(row, request.source) for request in requests]
         if len({n_context for _, n_context in given_ids}) > 1:
-            return [join(self._answer(r)) for r in requests]
+            return [join(self.answer(r)) for r in requests]
         n_context, sound = given_ids[0][1], opts.sound and row.output("audio") is not None
         samples = [
             replace(ids, text=codec.encode_text(r.prompt)) for (ids, _), r in zip(given_ids, requests, strict=True)
@@ -117,7 +117,8 @@ class Stream:
             clips.append(join(self._finished(iter([clip]), request.options, request.source)))
         return clips
 
-    def _answer(self, r: Request) -> Iterator[Clip]:
+    def answer(self, r: Request) -> Iterator[Clip]:
+        """Stream what a request for the same model asks for, once."""
         block = r.row.output("video")
         return self._finished(self._run(r), r.options, r.source if block and block.part in CONTINUED else None)
 
@@ -135,9 +136,7 @@ class Stream:
         self, clip: Media, seconds: float, prompts: Prompts = None, *, journal: Journal | None = None, **options: Any
     ) -> Iterator[Clip]:
         """Stream the clip itself at the model's rate, then `seconds` of what follows; see `AVPoet.extend`."""
-        opts = options_of(options)
-        check_seconds(seconds)
-        story = Story(prompts, seconds)
+        story, opts = extension_of(seconds, prompts, options)
         source = Source(clip, need="video")
         n_new = max(1, round(seconds * self.poet.config.layout.fps))
         return self._finished(self._extended(source, n_new, story, opts, journal), opts, source)
@@ -147,7 +146,7 @@ class Stream:
     ) -> Iterator[Clip]:
         """Stream a clip enlarged; see `AVPoet.superres`."""
         head, source = self._head(), Source(clip, need="video")
-        check_enlarging(head.config, scale, steps, noise)
+        check_enlarging(head.config, source.picture_size(), scale, steps, noise)
         frames = source.windows(sample_rate=source.sample_rate or self.poet.codec.sample_rate, seconds=ONE_FRAME)
         return enlarged(frames, head, scale, steps=steps, noise=noise, seed=check_seed(seed))
 

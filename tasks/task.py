@@ -71,7 +71,8 @@ class Block:
 class Argument:
     """A further argument of a task, an option on the command line.
 
-    `parse` turns what was given, from Python or as a word, into a value, or raises InputError.
+    `parse` turns what was given, from Python or as a word, into a value, or raises InputError; such a value it gives
+    back as it is.
     """
 
     name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import sys
 from pathlib import Path
@@ -45,6 +46,10 @@ class MediaError(ValueError):
     """A media file cannot be read or written, or does not hold what is needed; one line that names the file."""
 
 
+class WriteFailed(OSError, MediaError):
+    """The system or an encoder gave up in the middle of writing: a full disk, a reader that went away."""
+
+
 def output_kind(path: MediaPath) -> str:
     """Return "movie", "image", "sequence" or "sound": what writing to `path` makes, by its ending alone.
 
@@ -69,12 +74,9 @@ def output_kind(path: MediaPath) -> str:
 
 
 def is_numbered(name: str) -> bool:
-    """Whether a file name holds a place for a number, as in frame_%05d.png."""
+    """Whether a file name holds a place for a number, as in frame_%05d.png; my%20dog.png holds none."""
     base = os.path.basename(name)
-    try:
-        return "%" in base and base % 1 != base % 2
-    except (TypeError, ValueError):
-        return False
+    return base.count("%") == 1 and re.search(r"%(0\d+)?d", base) is not None
 
 
 def sequence_folder(path: MediaPath) -> tuple[Path, str]:
@@ -102,6 +104,12 @@ def check_output(path: MediaPath) -> None:
             raise MediaError("-: standard output is a terminal; pipe it into a player (| ffplay -) or a file (> a.mp4)")
         return
     target = Path(name)
+    try:
+        os.lstat(target)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise MediaError(f"{name}: cannot be written ({error.strerror or error})") from None
     if output_kind(path) == "sequence":
         target, _ = sequence_folder(path)
         if target.exists() and not target.is_dir():

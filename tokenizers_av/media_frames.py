@@ -64,9 +64,12 @@ def stretch(frames: Tensor, height: int, width: int) -> Tensor:
     """Scale frames (T, H, W, 3) uint8 with antialiasing, whatever becomes of their proportions."""
     if frames.shape[1:3] == (height, width):
         return frames.contiguous()
-    x = frames.permute(0, 3, 1, 2).float()
-    x = F.interpolate(x, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
-    return x.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    stretched = []
+    for frame in frames.split(1):  # floats of all of them at once would take four times the memory of the frames
+        x = frame.permute(0, 3, 1, 2).float()
+        x = F.interpolate(x, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+        stretched.append(x.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
+    return torch.cat(stretched).contiguous()
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from tokenizers_av.media_frames import open_image, picture_of, read_image, resiz
 from tokenizers_av.media_sound import mono_chunks
 
 IMAGE_FPS = 8.0  # frame rate of a clip that is made of one image
+USUAL_FPS = 25.0  # where neither the headers nor the time stamps tell
+RATE_PACKETS = 50  # whose time stamps tell the frame rate where the headers do not
+NO_LENGTH = {"aac", "ac3", "eac3"}  # bare streams of sound: libav takes the bit rate of their beginning for that of all
 SEEK_BACK = 0.5  # seconds of sound decoded before the start, for codecs that need a run-up
 NOT_MEDIA = {"tty", "bin", "xbin", "adf", "idf", "hls", "dash", "concat", "concatf", "sdp", "ffmetadata", "lavfi"}
 
@@ -93,10 +97,10 @@ def probe(path: str) -> MediaInfo:
         if lead is None:
             raise MediaError(f"{path}: holds neither picture nor sound")
         origin = float(lead.start_time * lead.time_base) if lead.start_time is not None else 0.0
-        seconds = None
-        if lead.duration is not None:
+        seconds, told = None, container.format.name not in NO_LENGTH
+        if told and lead.duration is not None:
             seconds = float(lead.duration * lead.time_base)
-        elif container.duration is not None:
+        elif told and container.duration is not None:
             seconds = container.duration / 1e6
         exact = "mp4" in container.format.name.split(",")
         if video is None:  # headers are a few milliseconds off where a codec has a run-up: the first frame knows
@@ -107,7 +111,7 @@ def probe(path: str) -> MediaInfo:
             has_video=video is not None,
             has_audio=audio is not None,
             seconds=seconds,
-            fps=_frame_rate(video) if video is not None else None,
+            fps=_frame_rate(container, video) if video is not None else None,
             sample_rate=audio.rate if audio is not None else None,
             origin=origin,
             pixel_aspect=float(video.sample_aspect_ratio or 1) if video is not None else 1.0,
@@ -115,14 +119,28 @@ def probe(path: str) -> MediaInfo:
         )
 
 
-def _frame_rate(stream: Any) -> float:
+def _frame_rate(container: Any, stream: Any) -> float:
+    """Frames a second by the headers; where these give the ticks of the clock in its place, by the first packets."""
     rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
     if stream.codec_context.name == "gif":  # delays are whole hundredths: the average of 12, 13, 12… is misjudged
         rates.reverse()
+    elif not stream.average_rate and stream.guessed_rate == 1 / stream.time_base:
+        rates = [_packet_rate(container, stream)]
     for rate in rates:
         if rate and 0 < rate <= 1000:
             return float(rate)
-    return 25.0
+    return USUAL_FPS
+
+
+def _packet_rate(container: Any, stream: Any) -> float | None:
+    """Frames a second by the time stamps of the first packets; None where there are not two. Reads on."""
+    import av
+
+    times: list[int] = []
+    with contextlib.suppress(av.error.FFmpegError):
+        times.extend(p.pts for p in islice(container.demux(stream), RATE_PACKETS) if p.pts is not None)
+    ticks = max(times, default=0) - min(times, default=0)
+    return float((len(times) - 1) / (ticks * stream.time_base)) if ticks else None
 
 
 def _packets_decoded(container: Any, stream: Any) -> Iterator[Any]:
@@ -155,15 +173,15 @@ def _seek(container: Any, stream: Any, seconds: float) -> bool:
     return True
 
 
-def timed_frames(path: str, origin: float, start: float) -> Iterator[tuple[float, float, Any]]:
-    """Yield (time from `origin`, duration, av.VideoFrame) in order, beginning at or before `start` seconds."""
+def timed_frames(path: str, info: MediaInfo, start: float) -> Iterator[tuple[float, float, Any]]:
+    """Yield (time from the clip's start, duration, av.VideoFrame) in order, beginning at or before `start` seconds."""
+    origin, step = info.origin, 1 / (info.fps or USUAL_FPS)
     for seeking in (True, False) if start > 0 else (False,):
         with open_container(path) as container:
             stream: Any = video_stream(container)
             stream.codec_context.thread_type = "AUTO"
             if seeking and not _seek(container, stream, origin + start):
                 continue
-            step = 1 / _frame_rate(stream)
             last: float | None = None
             for frame in _packets_decoded(container, stream):
                 time = frame.time - origin if frame.time is not None else (0.0 if last is None else last + step)
@@ -185,7 +203,7 @@ def sampled_frames(path: str, info: MediaInfo, fps: float, start: float) -> Iter
     """
     k = 0
     previous: tuple[float, float, Any] | None = None
-    for entry in timed_frames(path, info.origin, start):
+    for entry in timed_frames(path, info, start):
         if previous is not None:
             border = (previous[0] + entry[0]) / 2 + 1e-6
             while start + k / fps <= border:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
 import sys
 import wave
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,7 @@ from tokenizers_av.media_formats import (
     MOVIE_FORMATS,
     MediaError,
     MediaPath,
+    WriteFailed,
     check_output,
     hidden_sibling,
     output_kind,
@@ -70,7 +73,8 @@ class ClipWriter:
     sound.wav in it where there is sound. Movies have even sizes: an odd one is padded by repeating its last row or
     column. `size` (H, W) declares a picture, `sample_rate` a sound track; without `size` the first frames decide. Sound
     is cut or padded with silence to the length of the picture. The same input gives the same bytes. All goes to a
-    hidden file beside the target, which is renamed on a clean exit and removed after an error. Raises MediaError.
+    hidden file beside the target, which is renamed on a clean exit and removed after an error. Raises MediaError;
+    WriteFailed, which is an OSError too, where the system or an encoder gives up.
 
     "-" (standard output) or an open binary file takes a fragmented mp4 instead, to be played while it is made: each
     `write` sends all but the last frame (two, ahead of their sound), nothing seeks, an error ends the stream where it
@@ -86,8 +90,8 @@ class ClipWriter:
         sample_rate: int | None = None,
     ) -> None:
         self.path = os.fspath(path) if isinstance(path, (str, os.PathLike)) else "-"
-        if not (fps > 0 and math.isfinite(fps)):
-            raise MediaError(f"{self.path}: fps={fps}: must be above 0")
+        if not (math.isfinite(fps) and exact_rate(float(fps)) > 0):
+            raise MediaError(f"{self.path}: fps={fps}: must be at least 0.001")
         if sample_rate is not None and sample_rate < 1:
             raise MediaError(f"{self.path}: sample_rate={sample_rate}: must be above 0")
         self.stream: BinaryIO | None = None  # in place of the files
@@ -124,7 +128,7 @@ class ClipWriter:
         """Append frames (T, H, W, 3) uint8 and samples (N,) float in [-1, 1] (louder is clipped); None is nothing."""
         if self._finished:
             raise MediaError(f"{self.path}: the writer is closed")
-        try:
+        with self._whole_or_nothing():
             pixels = self._checked_frames(frames)
             sound = self._checked_samples(samples)
             if self._sink is None and (len(pixels) or len(sound)):
@@ -138,18 +142,12 @@ class ClipWriter:
                     self.n_frames += 1
                     self._pass_sound()
                 self._pass_sound()
-        except OSError as error:
-            self.abandon()
-            raise self._failed(error) from None
-        except BaseException:
-            self.abandon()
-            raise
 
     def close(self) -> None:
         """Finish the file and give it its name; an empty one is an error and leaves nothing. A stream stays open."""
         if self._finished:
             return
-        try:
+        with self._whole_or_nothing():
             if self._sink is None or not (self.n_frames or self.n_samples):
                 what = "picture or sound" if self.kind != "sound" else "sound"
                 raise MediaError(f"{self.path}: nothing to write, there was no {what}")
@@ -161,25 +159,32 @@ class ClipWriter:
             if self.stream is None:
                 os.replace(self.temporary, self.target)
             self._finished = True
-        except OSError as error:
-            raise self._failed(error) from None
-        finally:
-            if not self._finished:
-                self.abandon()
 
     def abandon(self) -> None:
         """Stop and remove everything that was written; a stream just ends where it is."""
         self._finished = True
         if self._sink is not None:
-            self._sink.abandon()
+            with contextlib.suppress(Exception):  # it is thrown away, whatever state it is in
+                self._sink.abandon()
             self._sink = None
         if self.temporary.is_dir():
             shutil.rmtree(self.temporary, ignore_errors=True)
         else:
             self.temporary.unlink(missing_ok=True)
 
-    def _failed(self, error: OSError) -> MediaError:
-        return MediaError(f"{self.path}: writing failed ({error.strerror or error})")
+    @contextlib.contextmanager
+    def _whole_or_nothing(self) -> Iterator[None]:
+        """Removes what was written after an error; those of the system and of the encoders become WriteFailed."""
+        import av
+
+        try:
+            yield
+        except (OSError, av.error.FFmpegError) as error:
+            self.abandon()
+            raise WriteFailed(f"{self.path}: writing failed ({error.strerror or error})") from None
+        except BaseException:
+            self.abandon()
+            raise
 
     def _checked_frames(self, frames: Tensor | None) -> np.ndarray:
         if frames is None or not self._keeps_picture or len(frames) == 0:
@@ -365,10 +370,7 @@ class _MovieSink:
         self.file.close()
 
     def abandon(self) -> None:
-        import contextlib
-
-        with contextlib.suppress(Exception):  # the file is thrown away, whatever state it is in
-            self.file.close()
+        self.file.close()
 
 
 class _Outbox:

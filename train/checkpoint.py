@@ -6,6 +6,7 @@ Tensors that are sharded over processes are written whole, so that any number of
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -70,14 +71,23 @@ def save_checkpoint(
         shutil.rmtree(stale, ignore_errors=True)
     fresh.mkdir(parents=True)
     save_file(tensors, fresh / "state.safetensors")
-    with open(fresh / "state.json", "w") as file:
-        json.dump(states, file)
-        file.flush()
-        os.fsync(file.fileno())
+    (fresh / "state.json").write_text(json.dumps(states))
+    for path in (fresh / "state.safetensors", fresh / "state.json", fresh):
+        _to_disk(path)
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
+    _to_disk(folder.parent)  # what is new must be there before what is old is gone
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would outlive a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -129,7 +139,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     old = folder.with_name(folder.name + ".old")
     if not folder.exists() and old.exists():  # killed between the two renames
-        old.rename(folder)
+        with contextlib.suppress(OSError):  # another process was faster
+            old.rename(folder)
     if not (folder / "state.json").is_file():
         raise CheckpointError(f"{folder}: no checkpoint to resume from")
     try:

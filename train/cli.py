@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from tasks.command import Parser, run
+from tasks.errors import InputError
 
 STAGES = {
     "all": "text, video and audio tokenizer, then the transformer: a whole model folder",
@@ -39,7 +41,7 @@ def parser() -> Parser:
         _common(command)
         if name == "lm":
             command.add_argument("--tokenizers", type=Path, required=True,
-                                 help="folder that holds video_tokenizer, audio_tokenizer and text_tokenizer")
+                                 help="a model, or a folder of video_tokenizer, audio_tokenizer and text_tokenizer")
             command.add_argument("--tokens", type=Path,
                                  help="folder for the ids, or one that `tokenize` made (default: beside --out)")
             command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained transformer")
@@ -48,7 +50,8 @@ def parser() -> Parser:
             command.add_argument("--visual-factors", type=int, choices=(1, 2), metavar="N",
                                  help="write a visual id as 1 or 2 values (default: 2 above 2^14 ids)")
         if name == "superres":
-            command.add_argument("--tokenizers", type=Path, required=True, help="folder that holds video_tokenizer")
+            command.add_argument("--tokenizers", type=Path, required=True,
+                                 help="a model, or a folder that holds video_tokenizer")  # fmt: skip
             command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained head")
         if name == "video-tokenizer":
             _video(command)
@@ -134,6 +137,8 @@ def _main(argv: Sequence[str]) -> int:
         batch_size=args.batch_size, device=args.device, compile=args.compile, resume=args.resume,
     )  # fmt: skip
     stages.check_out(args.out)
+    if args.command != "text-tokenizer" and find_spec("accelerate") is None:
+        raise InputError("training needs accelerate; pip install 'avpoet[train]'")
     if args.command == "lm":
         lm = stages.LMOptions(tokenizers=args.tokenizers, tokens=args.tokens, init=args.init,
                               block_size=args.block_size, visual_factors=args.visual_factors)  # fmt: skip

@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 def conditions(clips: MediaBatch, spec: MediaSpec, seeds: Sequence[str]) -> dict[str, Tensor]:
     """By the name of the task, the conditioning clips (B, 3, T, H, W) in [-1, 1] of the first spec.n_frames of clips.
 
-    What is drawn follows from the clip's own seed. Where the scenes of the clips are known, an example holds their true
-    depth and flow, and another rendering of them.
+    What is drawn follows from the clip's own seed. Where the scene of a clip is known, its example holds the true depth
+    and flow, and another rendering of it.
     """
     assert clips.video is not None
     frames = _to_frames(clips.video[:, :, : spec.n_frames])
-    if clips.scenes is None:
-        examples = [Example(f, f) for f in frames]
-    else:
-        examples = _known(frames, clips.scenes, spec, seeds)
+    examples = [Example(f, f) for f in frames]
+    known = {i: scene for i, scene in enumerate(clips.scenes or ()) if scene is not None}
+    if known:
+        which = list(known)
+        told = _known(frames[which], list(known.values()), spec, [seeds[i] for i in which])
+        for i, example in zip(which, told, strict=True):
+            examples[i] = example
     made = {}
     for name, task in TASKS.items():
         if task.condition is not None:

@@ -7,8 +7,9 @@ Prompts are dropped at random, which teaches the unguided half of classifier-fre
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lm import IGNORE_INDEX, LM, Vocabulary
-from tasks.model_folder import quietly
+from tasks.errors import InputError
+from tasks.model_folder import PoetConfig, quietly, read_config
 from tasks.sequence import Layout, Sequence, TokenSample, build
 from tasks.table import TASKS
 from tasks.task import Task
@@ -67,22 +69,21 @@ class Batch:
     ids: Tensor  # (B, L) int64
     labels: Tensor  # (B, L) int64, IGNORE_INDEX at padding too
     positions: Tensor  # (B, L, 3) float32
-    prefix_len: Tensor  # (B,) int64, left padding counted in
+    prefix_len: Tensor  # (B,) int64
     mask: Tensor  # (B, L) bool, False at padding
     task: str  # name of the task, with "+sound" where the sequences end in sound
 
 
 def collate(sequences: list[Sequence], pad: int, task: str) -> Batch:
-    """Pad sequences on the left to one length."""
+    """Pad sequences on the right, where attention needs no mask to pass padding over, to one length."""
     L = max(len(s.ids) for s in sequences)
     B = len(sequences)
     ids, labels = torch.full((B, L), pad), torch.full((B, L), IGNORE_INDEX)
     positions, mask = torch.zeros(B, L, 3), torch.zeros(B, L, dtype=torch.bool)
-    prefix_len = torch.zeros(B, dtype=torch.long)
     for i, s in enumerate(sequences):
-        skip = L - len(s.ids)
-        ids[i, skip:], labels[i, skip:], positions[i, skip:], mask[i, skip:] = s.ids, s.labels, s.positions, True
-        prefix_len[i] = skip + s.prefix_len
+        n = len(s.ids)
+        ids[i, :n], labels[i, :n], positions[i, :n], mask[i, :n] = s.ids, s.labels, s.positions, True
+    prefix_len = torch.tensor([s.prefix_len for s in sequences])
     return Batch(ids, labels, positions, prefix_len, mask, task)
 
 
@@ -93,7 +94,8 @@ class LMJob:
     longer than the model's: tasks that go on from what they are shown are trained on windows from anywhere in them,
     as videos of any length need. With `images_first` a share of the training draws images above all, as a model needs
     that starts from chance. A prompt is left out with probability `drop_text`, and where the caption is empty. Metrics
-    come from `held_out`, a set of clips that is never trained on.
+    come from `held_out`, a set of clips that is never trained on. `tokenizers` are the fingerprints of those that made
+    the ids: a training goes on with the same only. `whole` is the config of the whole model, for the folder above.
     """
 
     name = "lm"
@@ -104,10 +106,12 @@ class LMJob:
     def __init__(
         self, model: LM, text: TextTokenizer, layout: Layout, clips: TokenSet, images: TokenSet, held_out: TokenSet,
         *, batch_size: int = 32, seed: int = 0, drop_text: float = 0.1, images_first: bool = True,
+        tokenizers: Mapping[str, str] | None = None, whole: PoetConfig | None = None,
     ) -> None:  # fmt: skip
         self.model, self.text, self.layout = model, text, layout
         self.clips, self.images, self.held_out = clips, images, held_out
         self.batch_size, self.seed, self.drop_text, self.images_first = batch_size, seed, drop_text, images_first
+        self.tokenizers, self.whole = tokenizers or {}, whole
         self.vocab: Vocabulary = model.vocabulary
         self.block_size = model.config.block_size
         self.videos = mixture(clips.conditions)
@@ -120,7 +124,11 @@ class LMJob:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"batch_size": self.batch_size, "lr": self.lr, "block_size": self.block_size}
+        text = hashlib.sha256(self.text.model_bytes).hexdigest()
+        return {
+            "batch_size": self.batch_size, "lr": self.lr, "block_size": self.block_size,
+            "images_first": self.images_first, "text_tokenizer": text[:12], **self.tokenizers,
+        }  # fmt: skip
 
     def notices(self, step: int, metrics: dict[str, float]) -> list[str]:
         return []  # losses differ from task to task, so their course says little
@@ -209,7 +217,28 @@ class LMJob:
         (folder / f"{step:07d}.tsv").write_text("\n".join(lines) + "\n")
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the model as a folder that `LM.from_pretrained` opens."""
+        """Write the model as a folder that `LM.from_pretrained` opens, whole or not at all.
+
+        The folder above becomes that of a whole model; one of the same sizes keeps its config, and with it how it is
+        sampled.
+        """
         assert isinstance(model, LM)
+        fresh = folder / "train/model.new"
         with quietly():
-            model.save_pretrained(folder, max_shard_size="12MB")
+            model.save_pretrained(fresh, max_shard_size="1TB")  # one file, which takes the place of another at once
+        for path in fresh.iterdir():
+            path.replace(folder / path.name)
+        fresh.rmdir()
+        for path in (*folder.glob("model-*-of-*.safetensors"), *folder.glob("*.index.json")):  # of an older version
+            path.unlink()
+        if self.whole is not None and not _is_config_of(folder.parent, self.whole):
+            self.whole.save(folder.parent)
+
+
+def _is_config_of(folder: Path, config: PoetConfig) -> bool:
+    """Whether the config of a folder is there and has the layout and size of `config`."""
+    try:
+        found = read_config(folder)
+    except InputError:
+        return False
+    return (found.layout, found.size) == (config.layout, config.size)

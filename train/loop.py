@@ -127,6 +127,14 @@ class StopOnSignal:
             signal.signal(number, handler)
 
 
+def has_begun(out: Path, *, resume: bool) -> bool:
+    """Whether folder `out` holds a training; raises CheckpointError where it does and may not be gone on with."""
+    begun = has_checkpoint(out / "train/checkpoint")
+    if begun and not resume:
+        raise CheckpointError(f"{out}: already holds a training; continue it with --resume or choose another folder")
+    return begun
+
+
 def check_settings(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise CheckpointError naming the first setting in which a training differs from the one it would go on with."""
     for name, value in now.items():
@@ -153,9 +161,7 @@ def fit(
 
     sharding = requested_sharding(job.model)
     state = out / "train"
-    begun_before = has_checkpoint(state / "checkpoint")
-    if begun_before and not resume:
-        raise CheckpointError(f"{out}: already holds a training; continue it with --resume or choose another folder")
+    begun_before = has_begun(out, resume=resume)
     chosen = torch.device(device) if device else None
     if chosen is not None and chosen.type == "cuda" and chosen.index is not None:
         torch.cuda.set_device(chosen)
@@ -179,7 +185,7 @@ def fit(
         step, elapsed = progress["step"], progress["elapsed"]
     model = inner
     if sharding is None:
-        model, *optimizers = accelerator.prepare(inner, *optimizers)
+        model = accelerator.prepare(inner)  # not the optimizers: their counts of steps are to stay on the CPU
         for module in job.to_compile if config.compile else ():
             module.compile(dynamic=False)
     if main:

@@ -7,6 +7,7 @@ In order they leave a whole model folder:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import InputError
 from train.data import Source, open_source
-from train.loop import LoopConfig, fit
+from train.loop import LoopConfig, fit, has_begun
 from train.presets import CHAINS, ChainPreset
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ def _captions(options: Options) -> Iterable[str]:
 class LMOptions:
     """What only the training of a transformer can be asked for. Raises InputError."""
 
-    tokenizers: Path  # folder of the three tokenizers
+    tokenizers: Path  # folder of the three tokenizers, or the name of a model
     tokens: Path | None = None  # where the ids are kept, or what `tokenize` made (default: OUT/../tokens)
     init: Path | None = None  # folder of a trained transformer to start from
     block_size: int = 1  # ids predicted at a time
@@ -266,32 +267,32 @@ class LMOptions:
 def train_lm(out: Path, options: Options, lm: LMOptions) -> dict[str, float]:
     """Train the transformer into folder `out`, on ids made with trained tokenizers, first where they are missing.
 
-    OUT/../config.json is written too: beside the tokenizers' folders it makes OUT/.. a whole model. Raises InputError.
+    OUT/../config.json is written with it: beside the tokenizers' folders it makes OUT/.. a whole model. Raises
+    InputError.
     """
-    import torch
     from accelerate import PartialState
 
     from lm import LM, lm_config
-    from tasks.model_folder import quietly
-    from tokenizers_av.audio import AudioTokenizer
+    from tasks.model_folder import find_parts
+    from tasks.pipeline import pick_device
     from tokenizers_av.text import TextTokenizer
-    from tokenizers_av.video import VideoTokenizer
     from train.lm import LMJob
     from train.sharding import requested_sharding
-    from train.tokens import training_tokens
+    from train.tokenize_shards import open_tokenizers
+    from train.tokens import fingerprints, training_tokens
 
     chain, spec = options.chain, options.chain.spec
-    for part in ("video_tokenizer", "audio_tokenizer", "text_tokenizer"):
-        if not (lm.tokenizers / part / "config.json").is_file():
-            raise InputError(f"{lm.tokenizers}: has no {part}; train it first, or name its folder's parent")
-    announce("lm", out, options, tokenizers=str(lm.tokenizers), block_size=lm.block_size,
+    tokenizers = find_parts(lm.tokenizers, ("video_tokenizer", "audio_tokenizer", "text_tokenizer"))
+    has_begun(out, resume=options.resume)  # is refused here, not after the ids are made
+    announce("lm", out, options, tokenizers=str(tokenizers), block_size=lm.block_size,
              visual_factors=lm.visual_factors, init=str(lm.init) if lm.init else None)  # fmt: skip
-    with quietly():
-        video = VideoTokenizer.from_pretrained(lm.tokenizers / "video_tokenizer").eval()
-        audio = AudioTokenizer.from_pretrained(lm.tokenizers / "audio_tokenizer").eval()
-    text = TextTokenizer.from_pretrained(lm.tokenizers / "text_tokenizer")
+    video, audio = open_tokenizers(tokenizers)
+    try:
+        text = TextTokenizer.from_pretrained(tokenizers / "text_tokenizer")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{tokenizers}: its text tokenizer cannot be opened ({error})") from None
     if audio.sample_rate != spec.sample_rate:
-        raise InputError(f"{lm.tokenizers}: its audio tokenizer codes {audio.sample_rate} Hz, preset {options.preset} "
+        raise InputError(f"{tokenizers}: its audio tokenizer codes {audio.sample_rate} Hz, preset {options.preset} "
                          f"has {spec.sample_rate} Hz; choose the --preset it was trained with")  # fmt: skip
     vocabulary = model_vocabulary(video, audio, text, lm.visual_factors)
     lm_preset = lm_config(chain.lm, vocabulary, block_size=lm.block_size)
@@ -302,17 +303,22 @@ def train_lm(out: Path, options: Options, lm: LMOptions) -> dict[str, float]:
         start_from_bits(model, video)
     else:
         model = _lm_from(lm.init, lm_preset)
+        if others := other_tokenizers(lm.init.parent, tokenizers):
+            print(f"--init {lm.init}: was trained with another {', '.join(others)} than {tokenizers} holds, whose ids "
+                  "stand for something else", file=sys.stderr)  # fmt: skip
     requested_sharding(model)  # what cannot be sharded is refused here, not after the ids are made
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    processes = PartialState(cpu=device == "cpu")
+    device = pick_device(options.device)
+    processes = PartialState(cpu=device.type == "cpu")
     kept = lm.tokens or out.parent / "tokens"
     found = training_tokens(kept, options.source, video.to(device), audio.to(device), chain.clip_spec,
                             n_window=spec.n_frames, n_clips=chain.n_clips, n_images=chain.n_images, n_test=chain.n_test,
                             rank=processes.process_index, world=processes.num_processes,
                             wait=processes.wait_for_everyone)  # fmt: skip
+    made_by = {name: value[:12] for name, value in fingerprints(video, audio).items()}
+    del video, audio  # the training needs their memory
     job = LMJob(model, text, config.layout, found.clips, found.images, found.held_out,
-                batch_size=options.batch("lm"), seed=options.seed, images_first=lm.init is None)  # fmt: skip
-    config.save(out.parent)
+                batch_size=options.batch("lm"), seed=options.seed, images_first=lm.init is None,
+                tokenizers=made_by, whole=config)  # fmt: skip
     return fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
 
 
@@ -325,7 +331,7 @@ def train_superres(
     `training`: that of the preset unless given; a regression network's config says that it takes one step without
     noise. Raises InputError.
     """
-    from tasks.model_folder import open_superres, open_video_tokenizer
+    from tasks.model_folder import find_parts, open_superres, open_video_tokenizer
     from tokenizers_av.superres import SuperRes, superres_config
     from train.superres import SuperResJob
 
@@ -333,6 +339,7 @@ def train_superres(
     training = training or chain.superres_training
     learned = {"steps": 1, "max_noise": 0.0} if training.regression else {}
     config = superres_config(chain.superres, **learned)
+    tokenizers = find_parts(tokenizers, ("video_tokenizer",))
     tokenizer = open_video_tokenizer(tokenizers / "video_tokenizer").float()
     train, test = options.source(augment=True), options.source("test")
     test.batch(range(1), chain.large_spec, audio=False)  # raises here, not after hours, where no file can be read
@@ -355,22 +362,46 @@ def train_superres(
 def _lm_from(folder: Path, config: LMConfig) -> LM:
     """The transformer in `folder`, to predict as many ids at a time as `config` has; raises InputError where it is
     none, or not one of `config` otherwise."""
+    from safetensors import SafetensorError
+
     from lm import LM
     from tasks.model_folder import quietly
 
     if not (folder / "config.json").is_file():
         raise InputError(f"--init {folder}: no transformer there, expected a folder with config.json")
-    with quietly():
-        model = LM.from_pretrained(folder, dtype="float32")
+    try:
+        with quietly():
+            model = LM.from_pretrained(folder, dtype="float32")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"--init {folder}: no transformer that can be opened ({error})") from None
     model.config.block_size = config.block_size
     known = model.config.vocabulary["special"]
     if config.vocabulary["special"][: len(known)] == known:  # new tasks take ids that were free
         model.config.vocabulary = {**model.config.vocabulary, "special": config.vocabulary["special"]}
         model.vocabulary = type(model.vocabulary).from_dict(model.config.vocabulary)
-    wrong = [name for name, value in config.to_diff_dict().items() if getattr(model.config, name, None) != value]
-    if wrong:
+    values = config.to_diff_dict()
+    values.pop("transformers_version", None)  # of the release that runs, not of the one that saved
+    if wrong := [name for name, value in values.items() if getattr(model.config, name, None) != value]:
         raise InputError(f"--init {folder}: has another {', '.join(wrong)} than this preset and these tokenizers")
     return model
+
+
+def other_tokenizers(folder: Path, tokenizers: Path) -> list[str]:
+    """The tokenizers in `folder`, of those that are there, that differ from those in `tokenizers`; but for rounding to
+    float16, as `export` does."""
+    from safetensors.torch import load_file
+
+    def content(path: Path) -> str:
+        if path.suffix == ".model":
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        weights = hashlib.sha256()
+        for name, tensor in sorted(load_file(path).items()):
+            weights.update(name.encode() + tensor.half().numpy().tobytes())
+        return weights.hexdigest()
+
+    files = ("video_tokenizer/model.safetensors", "audio_tokenizer/model.safetensors", "text_tokenizer/tokenizer.model")
+    found = [file for file in files if (folder / file).is_file()]
+    return [file.split("/")[0] for file in found if content(folder / file) != content(tokenizers / file)]
 
 
 def start_from_bits(model: Any, video: Any) -> None:
@@ -458,12 +489,17 @@ def train_all(out: Path, options: Options) -> dict[str, dict[str, float]]:
 
 
 def export(out: Path, folder: Path) -> None:
-    """Copy the model in `out` to `folder` without what only training needs, in float16: half the size to ship."""
+    """Copy the model in `out` to `folder` without what only training needs, in float16: half the size to ship.
+
+    Raises InputError where they are the same folder.
+    """
     import torch
 
     from tasks import AVPoet
-    from tasks.model_folder import quietly
+    from tasks.model_folder import find_model, quietly
 
+    if folder.resolve() == find_model(out).resolve():
+        raise InputError(f"--out {folder}: is the model itself, whose weights are to stay; choose another folder")
     poet = AVPoet.from_pretrained(out, device="cpu", dtype="float32")
     for part in (poet.codec.video, poet.codec.audio, poet.lm, poet.superres_head):
         if part is not None:

@@ -11,15 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.structure import dis_flow
 from tokenizers_av.superres import SuperRes, downsample, upsample
 from tokenizers_av.video import VideoTokenizer
-from train.data import MediaSpec, Source
+from train.data import MediaBatch, MediaSpec, Source
 from train.degrade import coded, filmed, to_8_bits
+from train.evaluate.detail import look_up
+from train.evaluate.generation import to_frames
 from train.evaluate.tokenizer_metrics import psnr
 from train.optimizers import matrix_optimizers
 from train.superres_training import SuperResTraining
+from train.tokens import fingerprint
 
 FLOOR = 1e-4  # squared error below which a crop is right, 46 dB
+STEADY = 2e-3  # change of the error below which a crop is steady, a quarter of a grey level
+SEEN = 0.3  # a pixel that has changed by more than this since the frame before was not seen there
 
 
 @dataclass
@@ -28,6 +34,7 @@ class Pairs:
 
     base: Tensor  # (B, T, H, W, 3) in [-1, 1], upsampled from the low side
     large: Tensor  # (B, T, H, W, 3) in [-1, 1]
+    flow: Tensor  # (B, T, H, W, 2) x, y: pixels that what is seen there has moved since the frame before
     scale: int
 
 
@@ -57,7 +64,7 @@ class SuperResJob:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"batch_size": self.batch_size, **asdict(self.training)}
+        return {"batch_size": self.batch_size, "video_tokenizer": fingerprint(self.tokenizer), **asdict(self.training)}
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return matrix_optimizers(self.model.named_parameters(), self.training.lr)
@@ -67,15 +74,15 @@ class SuperResJob:
         t = self.training
         n = -(-self.batch_size // t.crops_per_clip)
         first = ((self.seed * 7_919 + step) * world + rank) * n
-        large = self.train.batch(range(first, first + n), self.spec, audio=False).video
-        assert large is not None
+        clips = self.train.batch(range(first, first + n), self.spec, audio=False)
+        assert clips.video is not None
         device = next(self.model.parameters()).device
-        large = large.to(device)
+        large, flow = clips.video.to(device), _flow(clips, self.spec).permute(0, 4, 1, 2, 3).to(device)
         scale = 2 if float(torch.rand(())) < t.half_share else 4
         places = [self._place(i, scale, *large.shape[3:]) for i in range(self.batch_size)]
         base = upsample(self._low_side(large, scale), scale)
-        crops = [torch.stack([x[p] for p in places]).permute(0, 2, 3, 4, 1).contiguous() for x in (base, large)]
-        return Pairs(base=crops[0], large=crops[1], scale=scale)
+        crops = [torch.stack([x[p] for p in places]).permute(0, 2, 3, 4, 1).contiguous() for x in (base, large, flow)]
+        return Pairs(base=crops[0], large=crops[1], flow=crops[2], scale=scale)
 
     def _place(self, i: int, scale: int, H: int, W: int) -> tuple[Any, ...]:
         """Where crop i is cut: at random, on the grid of the low side and of the network."""
@@ -99,7 +106,7 @@ class SuperResJob:
         return []
 
     def loss(self, model: nn.Module, batch: Pairs, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Log of each crop's squared error of the large clip, and of how that error changes from frame to frame, at a
+        """Log of each crop's squared error of the large clip, and of how much that error changes along the motion, at a
         random noise level; half of the crops at the beginning of the flow, the others at a random time.
 
         The error of the velocity is that of the large clip over the time left (arXiv:2511.13720); logs do not know of
@@ -119,8 +126,7 @@ class SuperResJob:
         error = off.square().mean((1, 2, 3, 4))
         loss = (error + FLOOR).log().mean()
         if off.shape[1] > 1:
-            change = off.diff(dim=1).square().mean((1, 2, 3, 4))
-            loss = loss + self.training.steady_weight * (change + FLOOR).log().mean()
+            loss = loss + self.training.steady_weight * (_change(off, batch) + STEADY).log().mean()
         metrics: dict[str, Tensor | float] = {}
         if bool((first := time == 0).any()):  # later times are told a part of the answer
             metrics = {
@@ -168,6 +174,34 @@ class SuperResJob:
         """Write the head as a folder that `SuperRes.from_pretrained` opens."""
         assert isinstance(model, SuperRes)
         model.save_pretrained(folder)
+
+
+def _flow(clips: MediaBatch, spec: MediaSpec) -> Tensor:
+    """(B, T, H, W, 2) as in `Pairs`: known where the scene is, elsewhere DIS optical flow."""
+    from train.data.playground import flow_since
+
+    assert clips.video is not None
+    return torch.stack([
+        dis_flow(frames) if scene is None else flow_since(scene, spec)
+        for frames, scene in zip(to_frames(clips.video), clips.scenes or [None] * len(clips.video), strict=True)
+    ])
+
+
+def _change(off: Tensor, batch: Pairs) -> Tensor:
+    """How much the error off (B, T, H, W, 3) of what is seen differs from that in the frame before, mean of (B,)."""
+    B, T, H, W = off.shape[:4]
+    y, x = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
+    size = torch.tensor([W - 1, H - 1], device=off.device)
+    places = (torch.stack([x, y], -1).to(off.device) - batch.flow[:, 1:]) * 2 / size - 1  # (B, T - 1, H, W, 2)
+
+    def before(frames: Tensor) -> Tensor:
+        flat = frames[:, :-1].flatten(0, 1).permute(0, 3, 1, 2)
+        return look_up(flat, places.flatten(0, 1)).permute(0, 2, 3, 1).unflatten(0, (B, T - 1))
+
+    seen = (before(batch.large) - batch.large[:, 1:]).abs().amax(-1) < SEEN
+    seen &= (places.abs() <= 1).all(-1)
+    change = (off[:, 1:] - before(off)).abs().mean(-1) * seen
+    return change.sum((1, 2, 3)) / seen.sum((1, 2, 3)).clamp(min=1)
 
 
 def _decibels(errors: Tensor) -> Tensor:

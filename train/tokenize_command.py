@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="a folder of media files, one media file, or playground")
     parser.add_argument("--tokenizers", default="tiny", metavar="DIR",
                         help="a model folder, or one that holds video_tokenizer and audio_tokenizer (default: tiny)")
+    parser.add_argument("--preset", help="length, size and rate of clips where that folder has no transformer yet: "
+                                         "tiny, base, ... (default: tiny)")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards of ids")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--n", type=int, metavar="N",
@@ -101,8 +103,10 @@ def run(args: argparse.Namespace) -> int:
 def make_plan(args: argparse.Namespace) -> tuple[Plan, list[Shard], list[tuple[str, str]]]:
     """What to make of what, and the files that cannot be used, with reasons; raises InputError."""
     from tasks.errors import InputError
+    from tasks.model_folder import find_parts
     from tasks.pipeline import pick_device
     from tokenizers_av.media_formats import AUDIO_SUFFIXES
+    from train.data.folder import FolderSource
     from train.stages import check_out
     from train.tokenize_shards import Plan, Shard, cut, list_files, open_tokenizers
     from train.tokens import SHARD, digest, fingerprints, has_parquet
@@ -118,7 +122,7 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, list[Shard], list[tuple[s
             raise InputError(f"--{name} {getattr(args, name)}: need at most {most}")
     check_out(args.out)
     device = pick_device(args.device)
-    folder = _tokenizer_folder(args.tokenizers)
+    folder = find_parts(args.tokenizers, ("video_tokenizer", "audio_tokenizer"))
     media = None if args.data == "playground" else Path(args.data)
     unusable: list[tuple[str, str]] = []
     source: dict[str, Any]
@@ -130,10 +134,11 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, list[Shard], list[tuple[s
     else:
         if args.n is not None:
             raise InputError(f"--n {args.n}: only the playground has any number of clips; of files all are taken")
-        files = list_files(media)
+        files, caption = list_files(media), FolderSource(media).caption
         unusable = [(name, "has no picture") for name, _ in files if Path(name).suffix.lower() in AUDIO_SUFFIXES]
         shards = cut(files)
-        source = {"source": "files", "files": digest(files)}
+        captions = digest({name: text for name, _ in files if (text := caption(name))})
+        source = {"source": "files", "files": digest(files), "captions": captions}
     video, audio = open_tokenizers(folder)
     spec, n_window = _spec(folder, args, video, audio)
     n_shards = {kind: sum(s.kind == kind for s in shards) for kind in ("clips", "images")}
@@ -141,19 +146,11 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, list[Shard], list[tuple[s
     return Plan(media, folder, args.out, spec, n_window, origin, args.batch_size, str(device)), shards, unusable
 
 
-def _tokenizer_folder(name: str) -> Path:
-    from tasks.model_folder import find_model
-
-    parts = ("video_tokenizer", "audio_tokenizer")
-    if all((Path(name) / part / "config.json").is_file() for part in parts):  # a chain without its transformer, too
-        return Path(name)
-    return find_model(name)
-
-
 def _spec(
     folder: Path, args: argparse.Namespace, video: VideoTokenizer, audio: AudioTokenizer
 ) -> tuple[MediaSpec, int]:
-    """Length, size and rate of the windows: as asked, else after the model's, and the frames of the model's clips.
+    """Length, size and rate of the windows: as asked, else after the model's or those of a preset, and the frames of
+    the model's clips.
 
     Windows are longer than those, so that a transformer can learn how clips go on. Raises InputError where they are
     impossible.
@@ -161,18 +158,19 @@ def _spec(
     from tasks.errors import InputError
     from tasks.model_folder import CONFIG, read_config
     from train.data import MediaSpec
+    from train.stages import Options
 
-    fps = MediaSpec.fps
     if not (folder / CONFIG).is_file():
-        if args.frames is None or args.size is None:
-            raise InputError(f"{folder}: no {CONFIG} says how long and how large clips are; give --frames and --size")
-        n_window, n_frames, size = args.frames, args.frames, args.size
+        preset = Options(preset=args.preset or "tiny").chain.spec
+        n_window, size, fps = preset.n_frames, preset.size, preset.fps
     else:
+        if args.preset is not None:
+            raise InputError(f"--preset {args.preset}: {folder / CONFIG} says how long and how large clips are")
         config = read_config(folder)
         n_window, size, fps = config.layout.n_frames, config.size[0], config.layout.fps
-        n_frames = 2 * n_window - 1
         if args.size is None and config.size[0] != config.size[1]:
             raise InputError(f"the frames of {folder} are not square; give --size")
+    n_frames = 2 * n_window - 1
     n_frames, size, fps = args.frames or n_frames, args.size or size, args.fps or fps
     stride = video.temporal_stride
     if extra := (n_frames - 1) % stride:

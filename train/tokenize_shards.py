@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from tasks.errors import InputError
-from tasks.model_folder import quietly
-from tokenizers_av.audio import AudioTokenizer
+from tasks.model_folder import open_audio_tokenizer, open_video_tokenizer
 from tokenizers_av.clip import ClipReader, MediaError
 from tokenizers_av.media_formats import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from tokenizers_av.video import VideoTokenizer
 from train.data import MediaBatch, MediaSpec, open_source
 from train.data.folder import FolderSource, find_media, to_audio, to_video
 from train.tokens import Window, encode, encode_conditions, shard_path, source_windows, write_shard
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+
+    from tokenizers_av.audio import AudioTokenizer
+    from tokenizers_av.video import VideoTokenizer
 
 MAX_FILES, MAX_BYTES = 512, 1 << 30  # of media per shard
 MANY_SHARDS = 64  # smaller folders are cut finer, so that all workers have something to do and little is made again
@@ -73,12 +72,8 @@ class Plan:
 
 def open_tokenizers(folder: Path) -> tuple[VideoTokenizer, AudioTokenizer]:
     """The two tokenizers of a folder, ready to encode; raises InputError where they are damaged."""
-    try:
-        with quietly():
-            video = VideoTokenizer.from_pretrained(folder / "video_tokenizer").eval()
-            return video, AudioTokenizer.from_pretrained(folder / "audio_tokenizer").eval()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: its tokenizers cannot be opened ({error})") from None
+    video = open_video_tokenizer(folder / "video_tokenizer").eval()
+    return video, open_audio_tokenizer(folder / "audio_tokenizer").eval()
 
 
 def list_files(media: Path) -> list[tuple[str, int]]:

@@ -83,11 +83,8 @@ def training_tokens(
         made_for = {k: v for k, v in asdict(spec).items() if k != "n_frames"}
         check_origin(folder, {"spec": made_for, **fingerprints(video, audio)})
         clips, held_out = _for_windows(folder, n_window)
-        if any(folder.glob("images-*.parquet")):
-            images = load_tokens(folder, "images")
-        else:  # the first frame of a clip is coded alone: its ids are those of an image
-            images = TokenSet(clips.video[:, :1].contiguous(), None, clips.captions)
-        return TrainingTokens(clips, images, held_out)
+        return TrainingTokens(clips, _images(folder, clips), held_out)
+    # the few of the test are made first: where its files cannot be read, that is said at once
     if not has_parquet():
         if rank == 0:
             print("pyarrow is not installed: the ids are made in memory and not kept", file=sys.stderr)
@@ -96,11 +93,11 @@ def training_tokens(
             return collect(source(split), video, audio, replace(spec, n_frames=n_frames), n_window, items)
 
         return TrainingTokens(
-            made("train", range(n_clips)[rank::world], spec.n_frames),
-            made("train", range(n_clips, n_clips + n_images)[rank::world], 1),
-            made("test", range(n_test), spec.n_frames),
+            held_out=made("test", range(n_test), spec.n_frames),
+            clips=made("train", range(n_clips)[rank::world], spec.n_frames),
+            images=made("train", range(n_clips, n_clips + n_images)[rank::world], 1),
         )
-    for split, clips_here, images_here in (("train", n_clips, n_images), ("test", n_test, 0)):
+    for split, clips_here, images_here in (("test", n_test, 0), ("train", n_clips, n_images)):
         tokenize(source(split), video, audio, spec, n_window, folder / split, n_clips=clips_here, n_images=images_here,
                  rank=rank, world=world)  # fmt: skip
     wait()
@@ -124,12 +121,23 @@ def _for_windows(folder: Path, n_window: int) -> tuple[TokenSet, TokenSet]:
     return clips, held_out
 
 
+def _images(folder: Path, clips: TokenSet) -> TokenSet:
+    """The images in `folder`; where it was made of none, or of none that can be read, the first frames of `clips`."""
+    n, paths = _n_shards(folder, "images"), list(folder.glob("images-*.parquet"))
+    if len(paths) < n or any(read_notes(path)[0] for path in paths):
+        return load_tokens(folder, "images")
+    if n:
+        log.warning("%s: none of its images could be read; the first frames of its clips are taken for images", folder)
+    # the first frame of a clip is coded alone: its ids are those of an image
+    return TokenSet(clips.video[:, :1].contiguous(), None, clips.captions)
+
+
 def tokenize(source: Source, video: VideoTokenizer, audio: AudioTokenizer, spec: MediaSpec, n_window: int,
              folder: Path, *, n_clips: int, n_images: int, batch_size: int = 32, rank: int = 0,
              world: int = 1) -> None:  # fmt: skip
     """Write the ids of the first `n_clips` clips and of `n_images` further first frames to shards in `folder`.
 
-    Shards that are there are kept; of the others every `world`-th is made, beginning with that of `rank`.
+    Shards that are there are kept; process `rank` of `world` makes what is missing of every `world`-th.
     Raises CheckpointError where they were made from something else: other tokenizers, another size or number of clips,
     another source or split of it. Its seed may differ: any clips will do.
     """
@@ -161,7 +169,8 @@ def _describe(source: Any) -> dict[str, Any]:
     """What decides which clips a source has, but for its seed."""
     values: dict[str, Any] = {"name": type(source).__name__, "split": getattr(source, "split", None)}
     if hasattr(source, "files"):
-        values |= {"root": str(source.root), "files": digest(source.files)}
+        captions = digest({name: text for name in source.files if (text := source.caption(name))})
+        values |= {"root": str(source.root), "files": digest(source.files), "captions": captions}
     if hasattr(source, "sources"):
         values |= {"parts": [_describe(part) for part in source.sources], "weights": source.weights}
     return values
@@ -325,9 +334,11 @@ def _differences(there: dict[str, Any], now: dict[str, Any], within: str = "") -
     names = []
     for name, value in sorted(now.items()):
         before = there.get(name)
+        if isinstance(value, list) and isinstance(before, list) and len(value) == len(before):
+            value, before = ({f"{i}": part for i, part in enumerate(parts)} for parts in (value, before))
         if isinstance(value, dict) and isinstance(before, dict):
             names += _differences(before, value, f"{within}{name}.")
-        elif before != value:
+        elif before != value and not (name == "captions" and before is None):  # older shards do not say
             short = max(len(str(before)), len(str(value))) < 40
             names.append(f"{within}{name} ({before} there, {value} now)" if short else within + name)
     return names
@@ -363,12 +374,9 @@ def load_split(folder: Path) -> tuple[TokenSet, TokenSet]:
 
 def _table(folder: Path, kind: str) -> Any:
     """An Arrow table of all shards of `kind`; raises CheckpointError."""
-    paths = sorted(folder.glob(f"{kind}-*.parquet"))
-    if not paths:
+    paths, n = sorted(folder.glob(f"{kind}-*.parquet")), _n_shards(folder, kind)
+    if not n:
         raise CheckpointError(f"{folder}: holds no {kind}-*.parquet; make them first")
-    origin = read_notes(paths[0])[1]
-    check_origin(folder, origin)
-    n = origin["shards"][kind]
     if len(paths) < n:
         raise CheckpointError(f"{folder}: holds {len(paths)} of {n} shards of {kind}; "
                               "run what made them again: it goes on where it stopped")  # fmt: skip
@@ -384,7 +392,20 @@ def _table(folder: Path, kind: str) -> Any:
     tables = [table for table in tables if len(table)]  # without rows there are no columns of conditioning clips
     if not tables:
         raise CheckpointError(f"{folder}: its shards of {kind} have no rows")
+    if any(table.column_names != tables[0].column_names for table in tables):
+        raise CheckpointError(f"{folder}: its shards differ in their conditioning clips, as different versions make "
+                              "them; delete it and make it again")  # fmt: skip
     return pa.concat_tables(tables)
+
+
+def _n_shards(folder: Path, kind: str) -> int:
+    """How many shards of `kind` there are in `folder` once it is whole; raises CheckpointError."""
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        return 0
+    origin = read_notes(paths[0])[1]
+    check_origin(folder, origin)
+    return int(origin["shards"].get(kind, 0))
 
 
 def _token_set(folder: Path, table: Any, sound: bool) -> TokenSet:

@@ -24,15 +24,15 @@ class _Structure(Conditioner):
     def __init__(self, source: tuple[int, int], size: tuple[int, int], fps: float, *, depth: DepthModel | None) -> None:
         super().__init__(source, size, fps)
         self.depth = depth
-        if depth is not None:
-            depth.range = None  # another video, another near and far
-        else:
+        if depth is None:
             log.info("stylization: no depth model given, structure is read from optical flow and luminance")
 
     def frames(self, frames: Tensor, first: int) -> Tensor:
         from tasks.structure import structure
         from tokenizers_av.media_frames import stretch
 
+        if self.depth is not None and first == 0:
+            self.depth.range = None  # another video, another near and far
         return structure(stretch(frames, *self.size), self.depth)
 
 

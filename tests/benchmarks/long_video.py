@@ -4,7 +4,8 @@
 
 The clip that is continued is the model's own. With --kills the same command is killed so many times at random moments,
 and the file must be that of the run without. A join is where a window ends; its difference is the mean absolute change
-of the picture from frame to frame there, beside that inside of windows. Figures are of frames as they are made.
+of the picture from frame to frame there, beside that inside of windows: where one latent frame follows another, as at
+every join, and within latent frames. Figures are of frames as they are made.
 """
 
 from __future__ import annotations
@@ -110,12 +111,16 @@ def report_file(out: Path, seconds: float) -> None:
     n_new = round(seconds * layout.fps)
     n_old, hop = n_frames - n_new, layout.n_frames - n_kept(layout)
     print(f"length: picture {n_frames / layout.fps:.3f} s, sound {n_samples / rate:.3f} s")
-    at = np.array([(i + 1 - n_old) % hop == 0 for i in range(len(changes))])
-    made = np.arange(len(changes)) >= n_old
-    joins, inside = np.array(changes)[at & made], np.array(changes)[~at & made]
-    for name, values in (("joins", joins), ("inside", inside)):
-        p50, p95 = np.percentile(values, [50, 95])
-        print(f"change at {name} (n {len(values)}): median {p50:.2f}, 95th percentile {p95:.2f} grey levels")
+    values, since = np.array(changes)[n_old:], np.arange(n_old, len(changes)) + 1 - n_old
+    join, meet = since % hop == 0, since % layout.temporal_stride == 0
+    for name, where in (
+        ("at joins", join),
+        ("inside, where latent frames meet", meet & ~join),
+        ("inside, within latent frames", ~meet),
+        ("inside, both", ~join),
+    ):
+        p50, p95 = np.percentile(values[where], [50, 95])
+        print(f"change {name} (n {where.sum()}): median {p50:.2f}, 95th percentile {p95:.2f} grey levels")
 
 
 def report_kills(words: list[str], out: Path, kills: int, took: float, rng: random.Random) -> None:

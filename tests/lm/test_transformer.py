@@ -111,6 +111,8 @@ def test_rotation_sees_differences_of_places_only(vocabulary):
     x = torch.randn(2, 3, 1, 64, requires_grad=True)
     a = angles(torch.rand(2, 3, 3) * 9, config)[:, :, None]
     assert torch.autograd.gradcheck(lambda x: rotate(x, a.cos().double(), a.sin().double()), x.double())
+    compiled = torch.compile(rotate, fullgraph=True, backend="aot_eager")  # one graph, without breaks
+    close(compiled(x, a.cos(), a.sin()), rotate(x, a.cos(), a.sin()))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

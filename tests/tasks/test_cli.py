@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from PIL import Image
 
 from tasks import TASKS, InputError
 from tasks.cli import build_parser, main, run
+from tasks.command import terminate_cleanly
 from tokenizers_av.audio import AudioTokenizer, audio_tokenizer_config
 from tokenizers_av.audio.metrics import mel_distance, si_sdr
 from tokenizers_av.clip import Clip, read_clip
@@ -166,6 +168,12 @@ def bad(*words: str) -> object:
             for size in ("", "big", "0", "-64", "8x64", "64x", "64X64", "64x64x3", "1.5", "1920x1920", "16x99999", "٣٢")
         ),
         bad("info", "nosuch"),
+        bad("generate", "audio-to-video", "{tone}", "--out", "{tmp}/x.wav"),
+        bad("generate", "frame-prediction", "{clip}", "--seconds", "0.5", "--out", "{tmp}/x.mp4"),
+        bad("generate", "image-to-video", "{photo}", "--negative-prompt", "dull", "--out", "{tmp}/x.mp4"),
+        bad("generate", "image-to-video", "{photo}", "--guidance-scale", "2", "--out", "{tmp}/x.mp4"),
+        bad("extend", "{clip}", "--seconds", "1", "--negative-prompt", "dull", "--out", "{tmp}/x.mp4"),
+        bad("extend", "{clip}", "--seconds", "1", "--no-sound", "--out", "{tmp}/x.wav"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
@@ -385,6 +393,18 @@ def test_tasks_and_info_print_tables(debug_model, capsys):
     assert "audio_1" in shown and "<task_video>" in shown and "9 frames" in shown
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"), ("config.json", "{}"), ("config.json", "")],
+)
+def test_a_damaged_model_is_told_in_a_line(file, text, debug_model, tmp_path, capsys):
+    shutil.copytree(debug_model, tmp_path / "m")
+    (tmp_path / "m/lm" / file).write_text(text)
+    assert main(["info", str(tmp_path / "m")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("avpoet: error: model folder") and shown.err.count("\n") == 1
+
+
 def test_the_command_starts_without_torch():
     code = "import sys; from tasks.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
@@ -418,6 +438,47 @@ def test_run_turns_errors_into_exit_codes(error, code, capsys):
 
     assert run(fail, [], "avpoet-x") == code
     assert capsys.readouterr().err.count("\n") == (0 if code == 0 else 1)
+
+
+@pytest.mark.parametrize(("target", "said"), [("pipe", ""), ("/dev/full", "avpoet: error: [Errno 28] No space left")])
+def test_output_that_cannot_be_written_is_told_in_a_line(target, said):
+    if target == "pipe":
+        reader, out = os.pipe()
+        os.close(reader)
+    else:
+        out = os.open(target, os.O_WRONLY)
+    env = os.environ | {"PYTHONUNBUFFERED": ""}  # with its buffer standard output is harder to leave
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks", "tasks"], stdout=out, stderr=subprocess.PIPE, text=True, env=env,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    os.close(out)
+    assert done.returncode == 1 and done.stderr.startswith(said) and done.stderr.count("\n") == (said != "")
+
+
+def test_names_that_are_no_text_are_printed_as_they_are():
+    code = "from tasks.command import run; run(lambda argv: print(argv[0]), None, 'avpoet')"
+    words = [os.fsencode(sys.executable), b"-X", b"utf8=0", b"-c", code.encode(), b"\xff.mp4"]
+    env = os.environ | {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": ""}
+    done = subprocess.run(words, capture_output=True, cwd=Path(__file__).parents[2], env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\xff.mp4\n", b"")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_unwinds_the_stack_unless_it_is_ignored(name):
+    number = getattr(signal, name)
+    before = [(n, signal.signal(n, signal.SIG_DFL)) for n in (signal.SIGTERM, signal.SIGHUP)]
+    try:
+        with pytest.raises(SystemExit) as stopped, terminate_cleanly():
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+        assert stopped.value.code == 128 + number and signal.getsignal(number) == signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        with terminate_cleanly():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        for n, handler in before:
+            signal.signal(n, handler)
 
 
 def test_bugs_keep_their_traceback():

@@ -13,6 +13,7 @@ from tasks.options import Options
 from tasks.sequence import TokenSample
 from tasks.source import Source
 from tasks.stream import join
+from tasks.structure import luminance
 from tasks.task import Conditioner
 from tokenizers_av.clip import Clip, read_clip
 
@@ -194,6 +195,25 @@ def test_seconds_cut_the_video(poet):
         assert poet.generate(task, video=clip, seconds=1.5, **given).n_frames == 12
 
 
+WIDE = {"video": noise(1, 400, 400), "left": 6000, "top": 5500}
+
+
+def test_what_a_list_of_videos_shares_is_opened_once(poet, monkeypatch):
+    class Depth:
+        range = None
+
+        def __init__(self, path):
+            opened.append(path)
+
+        def __call__(self, frames):
+            return luminance(frames)
+
+    opened = []
+    monkeypatch.setattr("tasks.structure.DepthModel", Depth)
+    made = poet.stylization([noise(9), noise(8)], "a ball", depth="a-folder")
+    assert opened == ["a-folder"] and [m.n_frames for m in made] == [9, 8]
+
+
 @pytest.mark.parametrize(
     ("task", "given", "says"),
     [
@@ -201,6 +221,7 @@ def test_seconds_cut_the_video(poet):
         ("inpainting", {"mask": (30, 0, 20, 9)}, "40 wide"),
         ("outpainting", {}, "at least one side"),
         ("outpainting", {"left": True}, "whole number of pixels"),
+        ("outpainting", {**WIDE, "keep_known": True}, "6,400 pixels wide and 5,900 high"),
         ("outpainting", {"left": 4, "mask": (0, 0, 9, 9)}, "mask"),
         ("stylization", {"prompt": "a ball", "keep_known": True}, "no known pixels"),
         ("stylization", {}, "needs a prompt"),

@@ -121,11 +121,18 @@ def test_a_model_without_a_head_says_so(poet, clip):
 
 
 @pytest.mark.parametrize(
-    ("values", "message"), [({"scale": 3}, "scale=3"), ({"steps": 3}, "steps=3"), ({"noise": 2.0}, "noise=2.0")]
+    ("values", "message"),
+    [({"scale": 3}, "scale=3"), ({"steps": 3}, "steps=3"), ({"noise": 2.0}, "noise=2.0")],
 )
 def test_wrong_values_are_told(large, clip, values, message):
     with pytest.raises(InputError, match=message):
         large.superres(clip, **values)
+
+
+@pytest.mark.parametrize(("size", "scale"), [((4320, 1930), 4), ((4320, 3850), 2), ((16, 4100), 4)])
+def test_a_picture_that_no_memory_and_no_encoder_would_hold_is_refused(large, size, scale):
+    with pytest.raises(InputError, match=f"{scale * size[1]:,} pixels wide and {scale * size[0]:,} high"):
+        large.stream.superres(Clip(torch.zeros(1, *size, 3, dtype=torch.uint8), 8.0), scale)
 
 
 def test_known_pixels_are_not_redrawn(large, clip):
@@ -157,6 +164,7 @@ def test_the_commands(large_model, debug_model, clip_file, tmp_path, capsys):
         ["superres", "{tone}", "--out", "{tmp}/x.mp4", "--model", "{large}"],
         ["superres", "{clip}", "--out", "{tmp}/x.wav", "--model", "{large}"],
         ["superres", "{clip}", "--out", "{tmp}/x.png", "--model", "{large}"],
+        ["superres", "{large}/wide.png", "--out", "{tmp}/x.mp4", "--model", "{large}"],
         ["generate", "text-to-video", "a", "--superres", "--out", "{tmp}/x.mp4", "--model", "{small}"],
         ["generate", "video-to-audio", "{clip}", "--superres", "--out", "{tmp}/x.mp4", "--model", "{large}"],
         ["extend", "{clip}", "--seconds", "1", "--superres", "--out", "{tmp}/x.mp4", "--model", "{small}"],
@@ -165,6 +173,7 @@ def test_the_commands(large_model, debug_model, clip_file, tmp_path, capsys):
 )  # fmt: skip
 def test_mistakes_are_one_line_and_leave_nothing(words, large_model, debug_model, clip_file, tone, tmp_path, capsys):
     places = {"clip": clip_file, "tone": tone, "tmp": tmp_path, "large": large_model, "small": debug_model}
+    Clip(torch.zeros(1, 1, 4100, 3, dtype=torch.uint8), 8.0).save(large_model / "wide.png")
     before = clip_file.read_bytes()
     assert main([w.format(**places) for w in words]) == 2
     said = capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tasks.sequence import TokenSample
 from tasks.source import Source
 from tasks.story import Story, parse_prompt
 from tasks.stream import join
-from tokenizers_av.clip import Clip, MediaError, read_clip
+from tokenizers_av.clip import Clip, ClipWriter, MediaError, read_clip
 from tokenizers_av.media_frames import stretch
 
 
@@ -176,6 +177,44 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path, request_of_nex
         killed.close(done=False)
         begun(tmp_path, request_of_next, ".avpoet-2.part").close(done=True)
     assert list(tmp_path.iterdir()) == [foreign]
+
+
+def test_what_a_run_left_that_went_on_and_was_killed_again_is_removed_for_another_request_too(tmp_path):
+    for name in (".avpoet-1.part", ".avpoet-2.part"):
+        killed = begun(tmp_path, {"seed": 1}, name)
+        killed.part.write_bytes(b"half a file")
+        killed.write(killed.n_known + 1, MADE)
+        killed.close(done=False)
+    begun(tmp_path, {"seed": 2}, ".avpoet-3.part").close(done=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_journal_knows_the_unfinished_file_before_there_is_one(poet, clip, tmp_path, monkeypatch):
+    seen, write = [], ClipWriter.write
+
+    def spied(self, *args):
+        if self.n_frames == 0:
+            seen.append(json.loads((tmp_path / ".x.mp4.windows").read_text())["part"] == self.temporary.name)
+        write(self, *args)
+
+    monkeypatch.setattr(ClipWriter, "write", spied)
+    poet.extend(clip, 0.5, out=tmp_path / "x.mp4")
+    assert seen == [True]
+
+
+@pytest.mark.parametrize(("error", "free"), [(BlockingIOError(11, "busy"), False), (OSError(95, "no locks"), True)])
+def test_a_file_system_without_locks_is_none_that_is_taken(tmp_path, monkeypatch, error, free):
+    def refuse(*args):
+        raise error
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with contextlib.nullcontext() if free else pytest.raises(InputError, match="another run"):
+        begun(tmp_path, {"seed": 1}).close(done=True)
+
+
+def test_sound_alone_of_a_video_without_sound_is_refused_at_once(poet, clip, tmp_path):
+    with pytest.raises(InputError, match=r"x\.wav: holds only sound, and none is made"):
+        poet.extend(clip, 1.0, out=tmp_path / "x.wav", sound=False)
 
 
 def test_a_run_beside_another_is_refused_and_leaves_its_journal_whole(poet, clip, tmp_path):

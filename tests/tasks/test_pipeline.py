@@ -27,6 +27,8 @@ from tasks.table import get_task
 from tokenizers_av.clip import Clip, MediaError, read_clip
 from tokenizers_av.media_frames import stretch
 
+NOTHING = Clip(torch.zeros(1, 16, 16, 3, dtype=torch.uint8), 8.0)
+
 
 def inputs_of(task, clip) -> dict:
     arguments = {"mask": (4, 4, 16, 12), "last": clip, "left": 8}
@@ -184,6 +186,10 @@ def test_sound_is_as_long_as_the_video(poet, clip, clip_file, seconds):
         assert made.frames.shape == (n, 24, 32, 3) and len(made.samples) == n * 1600
 
 
+def test_a_video_that_gets_a_sound_goes_by_a_frame_at_a_time(poet, clip):
+    assert {p.n_frames for p in poet.stream.video_to_audio(clip)} == {1}
+
+
 def test_prompt_options_change_the_result(poet):
     plain = poet.text_to_video("a red ball", temperature=2.0, sound=False)
     assert not same(plain, poet.text_to_video("a red ball", temperature=2.0, sound=False, guidance_scale=9.0))
@@ -199,10 +205,6 @@ def test_prompt_options_change_the_result(poet):
         ("audio_to_video", {}, ["<bos>", "<task_video>"]),
         ("audio_to_video", {"prompt": "a red ball"}, ["<bos>", "<task_video>", "<boa_i>", "<eoa_i>"]),
         ("image_to_video", {"prompt": "a red ball"}, ["<bos>", "<task_video>", "<bov_i>", "<eov_i>"]),
-        ("image_to_video", {}, None),
-        ("frame_prediction", {}, None),
-        ("inpainting", {"mask": (4, 4, 16, 12)}, None),
-        ("unconditional", {}, None),
     ],
 )
 def test_what_guidance_pushes_away_from(poet, clip, monkeypatch, task, given, left):
@@ -219,9 +221,6 @@ def test_what_guidance_pushes_away_from(poet, clip, monkeypatch, task, given, le
     with pytest.raises(Asked) as caught:
         poet.generate(task, **media, **given, guidance_scale=2.0)
     other, scale = caught.value.args
-    if left is None:
-        assert other is None and scale == 1
-        return
     special = {poet.generator.vocab.special(name): name for name in poet.generator.vocab.special_tokens}
     assert [special[i] for i in other.ids[0].tolist() if i in special] == left and scale == 2
 
@@ -262,6 +261,21 @@ def test_a_picture_for_a_sound_of_unknown_length(poet, clip, monkeypatch):
     whole = poet.audio_to_video(clip)
     monkeypatch.setattr(Source, "__init__", unknown)
     assert same(poet.audio_to_video(clip), whole)
+
+
+def test_a_clip_and_its_file_are_read_alike(tmp_path):
+    frames = torch.arange(60, dtype=torch.uint8)[:, None, None, None].expand(-1, 8, 8, 3) * 4
+    Clip(frames.contiguous(), 60.0).save(tmp_path / "x.mkv")
+    shown = [
+        join(Source(media).windows(fps=8.0, sample_rate=16000, seconds=0.3)).frames[:, 0, 0, 0].float() / 4
+        for media in (Clip(frames, 60.0), tmp_path / "x.mkv")
+    ]  # every second one lies in the middle of two frames
+    assert shown[0].tolist() == shown[1].round().tolist() == [0, 7, 15, 22, 30, 37, 45, 52]
+
+
+def test_guidance_without_a_prompt_is_refused_unless_it_is_off(poet):
+    off = poet.image_to_video(NOTHING, sound=False, guidance_scale=1.0)
+    assert same(off, poet.image_to_video(NOTHING, sound=False))
 
 
 @pytest.mark.parametrize("seconds", [0.5, None, 2.0])
@@ -386,6 +400,13 @@ def test_everything_can_be_reconstructed(kind, poet, request):
         (lambda p: p.generate("unconditional", prompt="x"), "takes no prompt"),
         (lambda p: p.generate("text_to_image", prompt="x", seconds=1.0), "takes no seconds"),
         (lambda p: p.generate("text_to_video", prompt="x", sped=1), "unexpected keyword argument 'sped'"),
+        (lambda p: p.image_to_video(NOTHING, negative_prompt="x"), "negative_prompt needs a prompt"),
+        (lambda p: p.generate("video_to_audio", video=NOTHING, negative_prompt="x"), "negative_prompt needs a prompt"),
+        (lambda p: p.extend(NOTHING, 1.0, negative_prompt="x"), "negative_prompt needs a prompt"),
+        (lambda p: p.image_to_video(NOTHING, guidance_scale=2.0), "guidance_scale=2 needs a prompt"),
+        (lambda p: p.generate("unconditional", guidance_scale=0.5), r"guidance_scale=0\.5 needs a prompt"),
+        (lambda p: p.extend(NOTHING, 1.0, guidance_scale=2.0), "guidance_scale=2 needs a prompt"),
+        (lambda p: p.inpainting(Clip(NOTHING.frames, 8.0), [1, 1, 4, 4]), r"expected \(X, Y, W, H\).* a list is one"),
         (lambda p: p.reconstruct("clip.mp4", size=(8, 16)), "size 8x16: expected height and width of 16 to 1920"),
         (lambda p: p.reconstruct("clip.mp4", levels=3), "levels 3: this audio tokenizer has 2, expected 1 to 2"),
         (lambda p: p.extend(3, 1.0), "a clip is a Clip or a path"),
@@ -401,6 +422,8 @@ def test_wrong_media_are_refused_before_the_first_part(poet, tone, tmp_path, mon
         poet.stream.video_to_audio(tmp_path / "none.mp4")
     with pytest.raises(MediaError, match="no picture"):
         poet.stream.image_to_video(tone)
+    with pytest.raises(MediaError, match="the clip: holds no frame"):
+        poet.stream.image_to_video(Clip(NOTHING.frames[:0], 8.0))
     monkeypatch.setattr("tasks.pipeline.ClipWriter", lambda *a, **k: pytest.fail("opened the output first"))
     for out in (None, tmp_path / "x.mp4"):
         with pytest.raises(MediaError, match=r"none\.mp4: no such file"):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tasks import TASKS
 from tasks.errors import InputError
 from tasks.structure import FLOW_RANGE, DepthModel, dis_flow, luminance, picture, structure
 from train.data.playground import Playground, flow, masks
@@ -157,6 +158,19 @@ def test_depth_is_one_where_it_is_far(depth_models, kind):
         raw = depth.model(**depth.processor(images=list(frames.numpy()), return_tensors="pt")).predicted_depth
     order = found.flatten()[raw.flatten().argsort(descending=kind == "inverse")]
     assert float(order.diff().min()) > -1e-4, "nearer by the network, but not in the result"
+
+
+@needs_opencv
+def test_each_video_has_its_own_range_of_depth_though_all_conditioners_are_made_first(depth_models):
+    depth = DepthModel(depth_models["inverse"])
+    videos = [noise(4), noise(4) // 4]
+    conditioners = [TASKS["stylization"].condition.open((32, 32), (32, 32), 8.0, depth=depth) for _ in videos]
+    for conditioner, frames in zip(conditioners, videos):
+        alone = structure(frames, DepthModel(depth_models["inverse"]))
+        assert torch.equal(conditioner.frames(frames, 0), alone)
+        scale = depth.range
+        conditioner.frames(frames[2:], 2)
+        assert depth.range == scale
 
 
 def test_windows_of_a_long_video_have_one_range_of_depth(depth_models):

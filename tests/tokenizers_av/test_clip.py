@@ -13,7 +13,8 @@ from PIL import Image
 
 from tokenizers_av import media_read
 from tokenizers_av.clip import Clip, ClipReader, ClipWriter, MediaError, check_output, read_clip
-from tokenizers_av.media_frames import RGB_TO_YCBCR, YCBCR_OFFSET, to_yuv420
+from tokenizers_av.media_formats import is_numbered
+from tokenizers_av.media_frames import RGB_TO_YCBCR, YCBCR_OFFSET, stretch, to_yuv420
 
 MOVIES = ["mp4", "m4v", "mov", "mkv", "webm", "gif"]
 
@@ -207,6 +208,48 @@ def test_nearest_frame_of_a_variable_frame_rate(tmp_path):
     assert 14 <= clip.n_frames <= 15
 
 
+def without_rate(data: bytes) -> bytes:
+    """A matroska file whose DefaultDuration became a void element: as browsers write it."""
+    at = data.index(b"\x23\xe3\x83")
+    size = data[at + 3] & 0x7F
+    return data[:at] + b"\xec" + bytes([0x80 | (size + 2)]) + bytes(size + 2) + data[at + 4 + size :]
+
+
+def test_a_frame_rate_that_no_header_tells_is_that_of_the_time_stamps(tmp_path):
+    path, times = tmp_path / "v.mkv", [0, 40, 70, 110, 140, 180, 210, 250, 270, 310, 340, 380]  # milliseconds
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("ffv1", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "bgr0"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time in times:
+            frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    path.write_bytes(without_rate(path.read_bytes()))
+    clip = read_clip(path)
+    assert clip.fps == pytest.approx(11 / 0.38) and 11 <= clip.n_frames <= 13
+
+
+def test_the_length_of_a_bare_stream_of_sound_is_not_guessed(tmp_path):
+    """Silence takes fewer bits than noise, so the bit rate of the beginning does not tell how much follows."""
+    with av.open(str(tmp_path / "a.aac"), "w", format="adts") as file:
+        stream = file.add_stream("aac", rate=16000, layout="mono")
+        samples = np.zeros((1, 48 * 1024), np.float32)
+        samples[:, 24 * 1024 :] = np.random.default_rng(0).uniform(-0.5, 0.5, 24 * 1024)
+        for k in range(48):
+            frame = av.AudioFrame.from_ndarray(samples[:, 1024 * k : 1024 * (k + 1)], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, 1024 * k
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    with ClipReader(tmp_path / "a.aac") as reader:
+        assert reader.seconds is None
+    assert abs(read_clip(tmp_path / "a.aac").seconds - 3.1) < 0.2
+    assert read_clip(tmp_path / "a.aac", start=2.0).samples.abs().max() > 0.1
+    with pytest.raises(MediaError, match="beyond the end"):
+        read_clip(tmp_path / "a.aac", start=9.0)
+
+
 def test_other_rates_and_sizes(tmp_path):
     make_clip(n_frames=30, fps=30.0).save(tmp_path / "a.mp4")
     clip = read_clip(tmp_path / "a.mp4", fps=8, size=16)
@@ -215,6 +258,12 @@ def test_other_rates_and_sizes(tmp_path):
     assert padded[:5].max() == 0 and padded[-5:].max() == 0 and padded[8:24].min() > 0
     cropped = read_clip(tmp_path / "a.mp4", size=32, n_frames=1).frames
     assert torch.equal(cropped, read_clip(tmp_path / "a.mp4", n_frames=1).frames[:, :, 8:40])
+
+
+def test_frames_are_scaled_one_by_one_for_their_floats_are_large(monkeypatch):
+    frames, scale, sizes = make_clip(n_frames=5).frames, torch.nn.functional.interpolate, []
+    monkeypatch.setattr("torch.nn.functional.interpolate", lambda x, **o: sizes.append(len(x)) or scale(x, **o))
+    assert stretch(frames, 20, 30).shape == (5, 20, 30, 3) and sizes == [1] * 5
 
 
 def test_shrinking_does_not_alias(tmp_path):
@@ -385,6 +434,38 @@ def test_a_failed_write_keeps_the_older_file(tmp_path):
     assert (tmp_path / "a.mp4").read_bytes() == b"older" and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("name", ["a.wav", "a.mp4"])
+def test_a_disk_that_is_full_to_the_end_leaves_one_error_and_nothing_else(tmp_path, name, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(MediaError, match=r"writing failed \(No space left on device\)$") as caught:
+        with ClipWriter(tmp_path / name, fps=8, sample_rate=16000) as writer:
+            writer.write(make_clip(n_frames=1).frames, make_clip(n_frames=1).samples)
+            for ending in ("finish", "abandon"):
+                monkeypatch.setattr(type(writer._sink), ending, full)
+    assert isinstance(caught.value, OSError) and not list(tmp_path.iterdir())
+
+
+def test_what_an_encoder_refuses_is_one_line(tmp_path):
+    with pytest.raises(MediaError, match=r"a\.mp4: writing failed \([^\n]+\)$") as caught:
+        Clip(torch.zeros(1, 2, 16_390, 3, dtype=torch.uint8), 8.0).save(tmp_path / "a.mp4")
+    assert isinstance(caught.value, OSError) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, 4e-4, float("nan"), float("inf")])
+def test_a_rate_that_no_file_can_hold_is_told_at_once(tmp_path, fps):
+    with pytest.raises(MediaError, match=r"must be at least 0\.001"):
+        ClipWriter(tmp_path / "a.mp4", fps=fps)
+
+
+def test_a_percent_sign_alone_makes_no_sequence():
+    assert [n for n in ("%05d", "f%d", "my%20image", "my%20dog", "50%", "%s", "%d_%d") if is_numbered(f"{n}.png")] == [
+        "%05d",
+        "f%d",
+    ]
+
+
 def test_check_output_speaks_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
@@ -395,6 +476,7 @@ def test_check_output_speaks_before_the_work(tmp_path, monkeypatch):
         ("full", "no suffix"),
         ("full/", "is not empty"),
         ("full/%05d.png", "is not empty"),
+        (f"{'x' * 300}.mp4", "cannot be written"),
     ]:
         with pytest.raises(MediaError, match=message):
             check_output(f"{tmp_path}/{name}")

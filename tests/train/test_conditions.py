@@ -127,3 +127,12 @@ def test_stylization_learns_from_true_depth_and_flow_too(world: MediaBatch, monk
         assert torch.equal(made[..., :2], true[..., :2])
         n_depth += torch.equal(made[..., 2], true[..., 2])
     assert 0 < n_depth < len(SEEDS)  # the rest shows how bright things are
+
+
+def test_each_clip_is_known_or_not_whatever_stands_beside_it(world: MediaBatch) -> None:
+    assert world.scenes is not None
+    mixed = conditions(MediaBatch(world.video, None, scenes=[None, *world.scenes[1:]]), SPEC, SEEDS)
+    known, unknown = conditions(world, SPEC, SEEDS), conditions(MediaBatch(world.video, None), SPEC, SEEDS)
+    for name, made in mixed.items():
+        assert torch.equal(made[0], unknown[name][0]) and torch.equal(made[1:], known[name][1:])
+    assert not torch.equal(known["stylization"][0], unknown["stylization"][0])

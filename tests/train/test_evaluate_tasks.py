@@ -216,14 +216,15 @@ def test_drift_is_told_window_by_window(n_good: int, monkeypatch: pytest.MonkeyP
     answers.patch(monkeypatch)
     monkeypatch.setattr(generation, "draw", answers.draw)
     rows = PARTS["long_video"](answers.suite)
-    assert len(rows) == 3 * N_WINDOWS and {row.n for row in rows} == {2}
+    assert len(rows) == 4 * N_WINDOWS and {row.n for row in rows} == {2}
     for w in range(N_WINDOWS):
-        colour, present, sharp = rows[3 * w : 3 * w + 3]
-        assert all(row.measure.startswith(f"window {w + 1}: ") for row in (colour, present, sharp))
+        colour, present, sharp, change = rows[4 * w : 4 * w + 4]
+        assert all(row.measure.startswith(f"window {w + 1}: ") for row in (colour, present, sharp, change))
         if w < n_good:
             assert (colour.value, present.value, sharp.value) == (1, 1, sharp.truth) and 0.5 < sharp.truth < 2
+            assert change.value == change.truth > 0.1
         else:
-            assert (colour.value, present.value, sharp.value) == (0, 0, 0)
+            assert (colour.value, present.value, sharp.value, change.value) == (0, 0, 0, 0)
     for before, window in zip([None, *answers.windows], answers.windows):
         assert window["name"] == "audio_video_continuation" and window["n_context"] == 3
         assert window["video"].shape == (2, 3, 8, 8) and window["audio"].shape == (2, 4, 56)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lm import IGNORE_INDEX, LM, Vocabulary, lm_config
+from lm.attention import Visibility
 from tasks import SPECIAL_TOKENS, Layout
 from tasks.sequence import TokenSample, build
 from tasks.table import TASKS
@@ -57,7 +58,7 @@ def has_text(job: LMJob, batch: Batch) -> torch.Tensor:
     return (batch.ids == job.vocab.special("<bot_i>")).any(1)
 
 
-def test_padding_stands_on_the_left_and_changes_nothing_else(job: LMJob) -> None:
+def test_padding_stands_on_the_right_and_changes_nothing_else(job: LMJob) -> None:
     video = torch.zeros(3, 2, 2, dtype=torch.int64)
     sequences = [
         build(TASKS["text_to_video"], TokenSample(torch.arange(n), video), job.vocab, LAYOUT, sound=False)
@@ -68,13 +69,14 @@ def test_padding_stands_on_the_left_and_changes_nothing_else(job: LMJob) -> None
     assert batch.ids.shape == batch.labels.shape == batch.mask.shape == batch.positions.shape[:2]
     assert batch.mask.sum(1).tolist() == [len(s.ids) for s in sequences] and bool(batch.mask[0].all())
     for i, s in enumerate(sequences):
-        skip = batch.ids.shape[1] - len(s.ids)
-        assert bool((batch.ids[i, :skip] == pad).all()) and bool((batch.labels[i, :skip] == IGNORE_INDEX).all())
-        assert torch.equal(batch.ids[i, skip:], s.ids) and torch.equal(batch.labels[i, skip:], s.labels)
-        assert torch.equal(batch.positions[i, skip:], s.positions)
-        assert int(batch.prefix_len[i]) == skip + s.prefix_len
+        n = len(s.ids)
+        assert bool((batch.ids[i, n:] == pad).all()) and bool((batch.labels[i, n:] == IGNORE_INDEX).all())
+        assert torch.equal(batch.ids[i, :n], s.ids) and torch.equal(batch.labels[i, :n], s.labels)
+        assert torch.equal(batch.positions[i, :n], s.positions)
+        assert int(batch.prefix_len[i]) == s.prefix_len
         n_targets = int((batch.labels[i] != IGNORE_INDEX).sum())
         assert n_targets == 12 and bool((batch.labels[i, : batch.prefix_len[i]] == IGNORE_INDEX).all())
+    assert Visibility(batch.ids.shape[1], batch.prefix_len, batch.mask).causal_tail  # fused kernels will do
 
 
 def test_padding_does_not_change_the_loss(job: LMJob) -> None:
@@ -226,3 +228,42 @@ def test_evaluation_covers_every_kind_and_is_repeatable(job: LMJob, tmp_path: Pa
     assert {key.split("/")[0] for key in first if "/" in key} == kinds
     job.sample(job.model, tmp_path, 5)
     assert "text_to_video/visual" in (tmp_path / "0000005.tsv").read_text()
+
+
+def test_a_kill_while_saving_leaves_the_model_that_was_there(
+    job: LMJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def matches(model: LM) -> bool:
+        found = LM.from_pretrained(tmp_path).state_dict()
+        return all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+    def killed(model: LM, folder: Path, **how: str) -> None:
+        save(model, folder, **how)
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    first, second, save = LM(job.model.config), LM(job.model.config), LM.save_pretrained
+    first.save_pretrained(tmp_path, max_shard_size="20KB")  # as older versions did
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    job.save(first, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert matches(first) and names == {"config.json", "model.safetensors", "train"}
+    monkeypatch.setattr(LM, "save_pretrained", killed)
+    with pytest.raises(KeyboardInterrupt):
+        job.save(second, tmp_path)
+    assert matches(first)
+    monkeypatch.undo()
+    job.save(second, tmp_path)
+    assert matches(second) and not list((tmp_path / "train").iterdir())
+
+
+def test_a_training_goes_on_with_the_tokenizers_it_began_with(job: LMJob) -> None:
+    def settings(text: TextTokenizer, **more) -> dict:
+        sets = job.clips, job.images, job.held_out
+        return LMJob(job.model, text, LAYOUT, *sets, batch_size=job.batch_size, **more).settings
+
+    video = {"video_tokenizer": "another"}
+    assert settings(job.text) == job.settings and settings(job.text, tokenizers=video) == {**job.settings, **video}
+    other = settings(TextTokenizer.train(CAPTIONS[:2], vocab_size=300))
+    assert {name for name in other if other[name] != job.settings[name]} == {"text_tokenizer"}
+    assert settings(job.text, images_first=False) == {**job.settings, "images_first": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -181,6 +182,27 @@ def test_a_kill_between_the_renames_loses_nothing(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c", {}, [], {"step": 1})
     (tmp_path / "c").rename(tmp_path / "c.old")
     assert load_checkpoint(tmp_path / "c", {}, []) == {"step": 1}
+
+
+def test_a_checkpoint_is_on_the_disk_before_the_old_one_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, gone = list[int](), list[Path]()
+    sync, remove = os.fsync, shutil.rmtree
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), sync(file)))
+
+    def check(folder: Path, **how: bool) -> None:
+        if folder.name == "c.old" and folder.exists():
+            written = (tmp_path / "c/state.json", tmp_path / "c/state.safetensors", tmp_path / "c", tmp_path)
+            assert [path.name for path in written if path.stat().st_ino not in synced] == []
+            gone.append(folder)
+        remove(folder, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", check)
+    for step in (1, 2):
+        synced.clear()
+        save_checkpoint(tmp_path / "c", {"model": nn.Linear(2, 2)}, [], {"step": step})
+    assert len(gone) == 1
 
 
 def test_states_survive_json_and_safetensors() -> None:

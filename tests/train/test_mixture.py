@@ -61,7 +61,7 @@ def test_order_is_kept_and_each_source_is_asked_once():
     assert batch.video.shape == (40, 3, 2, 16, 16) and torch.equal(batch.video[:, 0, 0, 0, 0], expected)
     assert batch.audio.shape == (40, SPEC.n_samples) and torch.equal(batch.audio[:, 0], expected)
     assert batch.captions == [str(int(sign) * index) for sign, index in zip(signs, indices)]
-    assert [len(source.calls) for source in sources] == [1, 1, 1] and batch.scenes is None
+    assert [len(source.calls) for source in sources] == [1, 1, 1] and batch.scenes == [None] * 40
     assert mixture.batch([0], SPEC, audio=False).audio is None and mixture.batch([0], SPEC, video=False).video is None
 
 
@@ -75,11 +75,13 @@ def test_a_sample_depends_on_seed_split_and_index_alone():
     assert torch.equal(mixture.batch([5, 9, 7], SPEC).video[[2]], mixture.batch([7], SPEC).video)
 
 
-def test_scenes_are_known_where_all_sources_know_them():
+def test_scenes_are_known_where_their_source_knows_them():
     indices = list(range(12))
     both = Mixture([Numbers(1, scenes=True), Numbers(-1, scenes=True)])
     assert both.batch(indices, SPEC).scenes == indices
-    assert Mixture([Numbers(1, scenes=True), Numbers(-1)]).batch(indices, SPEC).scenes is None
+    mixture = Mixture([Numbers(1), Numbers(-1, scenes=True)])
+    known = [index if mixture.choose(index) == 1 else None for index in indices]
+    assert mixture.batch(indices, SPEC).scenes == known and 0 < known.count(None) < 12
 
 
 def test_a_source_that_lacks_what_is_asked_for_is_left_out(caplog):

@@ -23,7 +23,7 @@ from train import stages
 from train.cli import main, parser
 from train.data import open_source
 from train.presets import CHAINS
-from train.stages import _lm_from, start_from_bits
+from train.stages import _lm_from, other_tokenizers, start_from_bits
 from train.tokens import load_tokens
 
 CHAIN = ["all", "--preset", "debug", "--steps", "2", "--device", "cpu"]
@@ -136,6 +136,46 @@ def test_export_is_smaller_and_opens(trained: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "m").rglob("train"))
     assert [p.parent.name for p in (tmp_path / "m").rglob("README.md")] == ["m"]  # one card, of the whole model
     assert len(list((tmp_path / "m/lm").glob("*.safetensors"))) == 1  # no weights twice
+    assert other_tokenizers(tmp_path / "m", trained) == other_tokenizers(trained, tmp_path / "m") == []
+    before = (trained / weights).stat().st_size
+    assert main(["export", str(trained), "--out", f"{trained}/lm/.."]) == 2
+    assert (trained / weights).stat().st_size == before
+
+
+def test_a_transformer_belongs_to_its_tokenizers_and_keeps_how_it_is_sampled(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(tokenizers: Path, tokens: Path, *more: str) -> tuple[int, str]:
+        words = ["lm", "--preset", "debug", "--device", "cpu", "--init", str(trained / "lm"), "--tokens", str(tokens)]
+        code = main([*words, "--tokenizers", str(tokenizers), "--out", str(tmp_path / "new/lm"), *more])
+        return code, capsys.readouterr().err
+
+    code, told = train(trained, trained / "tokens", "--steps", "1")  # there is no folder `new` yet
+    assert code == 0 and "was trained with another" not in told
+    path = tmp_path / "new/config.json"
+    assert json.loads(path.read_text()) == json.loads((trained / "config.json").read_text())
+    path.write_text(tuned := json.dumps(json.loads(path.read_text()) | {"sampling": {"guidance_scale": 7.0}}))
+    assert train(trained, trained / "tokens", "--steps", "2", "--resume")[0] == 0 and path.read_text() == tuned
+
+    other = tmp_path / "other"
+    for part in ("video_tokenizer", "audio_tokenizer", "text_tokenizer"):
+        shutil.copytree(trained / part, other / part)
+    video = VideoTokenizer.from_pretrained(trained / "video_tokenizer")
+    next(video.parameters()).data.mul_(1.1)
+    video.save_pretrained(other / "video_tokenizer")
+    code, told = train(other, tmp_path / "ids", "--steps", "3", "--resume")
+    assert code == 2 and "this training began with video_tokenizer=" in told and path.read_text() == tuned
+    assert "was trained with another video_tokenizer than" in told
+
+    monkeypatch.setattr("train.tokens.training_tokens", None)  # is not come to
+    code, told = train(trained, tmp_path / "ids", "--steps", "3")
+    assert code == 2 and "already holds a training" in told and path.read_text() == tuned
+    (other / "text_tokenizer/tokenizer.model").write_bytes(b"short")
+    code, told = train(other, tmp_path / "ids", "--steps", "3", "--resume")
+    assert code == 2 and "its text tokenizer cannot be opened" in told
+    (other / "audio_tokenizer/model.safetensors").write_bytes(b"short")
+    code, told = train(other, tmp_path / "ids", "--steps", "3", "--resume")
+    assert code == 2 and "no audio tokenizer that can be opened" in told
 
 
 def test_visual_embeddings_start_alike_where_bits_agree() -> None:
@@ -160,6 +200,8 @@ def test_a_transformer_goes_on_with_tasks_that_it_did_not_know(tmp_path: Path) -
     torch.manual_seed(0)
     before = LM(config(SPECIAL_TOKENS[:-2]))
     before.save_pretrained(tmp_path / "old")
+    values = json.loads((tmp_path / "old/config.json").read_text())
+    (tmp_path / "old/config.json").write_text(json.dumps(values | {"transformers_version": "5.0.0"}))
     model = _lm_from(tmp_path / "old", config(SPECIAL_TOKENS))
     weights = model.state_dict()
     assert weights.keys() == before.state_dict().keys()
@@ -171,6 +213,9 @@ def test_a_transformer_goes_on_with_tasks_that_it_did_not_know(tmp_path: Path) -
     for special in (SPECIAL_TOKENS[:-3], ("<pad>", *SPECIAL_TOKENS[2:])):  # fewer than it knows, and in another order
         with pytest.raises(InputError, match="has another vocabulary than this preset"):
             _lm_from(tmp_path / "old", config(special))
+    (tmp_path / "old/model.safetensors").write_bytes(b"short")
+    with pytest.raises(InputError, match="no transformer that can be opened"):
+        _lm_from(tmp_path / "old", config(SPECIAL_TOKENS))
 
 
 @pytest.mark.parametrize(
@@ -182,8 +227,12 @@ def test_a_transformer_goes_on_with_tasks_that_it_did_not_know(tmp_path: Path) -
         (["video-tokenizer", "--steps", "1", "--max-minutes", "1"], "not both"),
         (["video-tokenizer", "--seed", "-1"], "seed=-1: need 0 to"),
         (["video-tokenizer", "--device", "warp"], "device 'warp'"),
-        (["lm", "--tokenizers", "/nowhere"], "has no video_tokenizer"),
+        (["lm", "--tokenizers", "/nowhere"], "no model '/nowhere'"),
+        (["lm", "--tokenizers", "/"], "/: has no video_tokenizer"),
         (["lm"], "--tokenizers"),
+        (["superres", "--tokenizers", "/"], "/: has no video_tokenizer"),
+        (["lm", "--tokenizers", "tiny", "--preset", "base-24khz"], "codes 16000 Hz"),
+        (["superres", "--tokenizers", "tiny", "--init", "/nowhere"], "/nowhere"),
         (["all", "--preset", "debug", "--nonsense"], "--nonsense"),
     ],
 )
@@ -194,6 +243,14 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("avpoet-train: error:") and message in error
     assert not (tmp_path / "x").exists()
+
+
+def test_without_accelerate_the_cure_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train.cli.find_spec", lambda name: None)
+    assert main(["video-tokenizer", "--preset", "debug", "--steps", "1", "--out", str(tmp_path / "x")]) == 2
+    assert "needs accelerate; pip install 'avpoet[train]'" in capsys.readouterr().err
 
 
 def test_an_audio_tokenizer_of_another_rate_is_refused(

@@ -18,7 +18,7 @@ from train.data import MediaBatch, MediaSpec, open_source
 from train.degrade import to_8_bits
 from train.evaluate.tokenizer_metrics import psnr
 from train.loop import LoopConfig, fit
-from train.superres import FLOOR, Pairs, SuperResJob
+from train.superres import FLOOR, STEADY, Pairs, SuperResJob
 from train.superres_training import SuperResTraining
 
 CLEAN = SuperResTraining(n_frames=5, crop=32, clean_share=1.0, camera_share=0.0, half_share=0.0)
@@ -80,12 +80,18 @@ class Watched(torch.nn.Module):
 def noise_pairs(B: int, T: int) -> Pairs:
     torch.manual_seed(0)
     base, large = torch.rand(2, B, T, 8, 8, 3) * 2 - 1
-    return Pairs(base=base, large=large, scale=4)
+    return pairs_of(base, large)
+
+
+def pairs_of(base: torch.Tensor, large: torch.Tensor) -> Pairs:
+    """Pairs whose pixels stay where they are."""
+    return Pairs(base=base, large=large, flow=torch.zeros(*large.shape[:4], 2), scale=4)
 
 
 def test_pairs_are_crops_of_the_same_place() -> None:
     pairs = drawn(make_job())
     assert pairs.base.shape == pairs.large.shape == (4, 5, 32, 32, 3) and pairs.scale == 4
+    assert pairs.flow.shape == (4, 5, 32, 32, 2)
     large = pairs.large.permute(0, 4, 1, 2, 3)
     inner = (..., slice(8, -8), slice(8, -8))
     again = upsample(downsample(large, 4), 4)[inner]  # edges of a crop see other neighbours
@@ -153,19 +159,51 @@ def test_evaluation_sets_the_head_beside_bicubic_on_decoded_test_clips() -> None
 def test_the_loss_is_least_for_the_true_detail() -> None:
     job, pairs = make_job(), noise_pairs(32, 2)
     loss, metrics = job.loss(Watched(pairs), pairs, 0.0)
-    assert float(loss) == pytest.approx(1.5 * math.log(FLOOR)) and float(metrics["psnr"]) > 80
+    assert float(loss) == pytest.approx(math.log(FLOOR) + math.log(STEADY)) and float(metrics["psnr"]) > 80
     start, _ = job.loss(job.model, pairs, 0.0)
-    assert float(start.detach()) > 1.5 * math.log(FLOOR) + 0.5
+    assert float(start.detach()) > math.log(FLOOR) + math.log(STEADY) + 0.5
 
 
 def test_the_loss_is_of_the_error_of_a_crop_and_of_its_change() -> None:
     job, off = make_job(replace(CLEAN, steady_weight=0.3)), torch.tensor([[0.1, 0.3, 0.1], [0.2, 0.2, 0.2]])
     pairs, still = noise_pairs(2, 3), noise_pairs(2, 1)
+    pairs.large = pairs.large[:, :1].expand(-1, 3, -1, -1, -1)  # stands still
     loss, _ = job.loss(Watched(pairs, off.view(2, 3, 1, 1, 1)), pairs, 0.0)
-    error, change = ((torch.tensor(x) + FLOOR).log().mean() for x in ([0.11 / 3, 0.04], [0.04, 0.0]))
+    error = (torch.tensor([0.11 / 3, 0.04]) + FLOOR).log().mean()
+    change = (torch.tensor([0.2, 0.0]) + STEADY).log().mean()
     assert float(loss) == pytest.approx(float(error + 0.3 * change), abs=1e-4)
     loss, _ = job.loss(Watched(still, 0.2), still, 0.0)
     assert float(loss) == pytest.approx(math.log(0.04 + FLOOR), abs=1e-4)
+
+
+def test_an_error_is_steady_that_moves_along_with_what_is_seen() -> None:
+    job = make_job(replace(CLEAN, steady_weight=1.0))
+    torch.manual_seed(0)
+    wide, errors = torch.rand(2, 1, 1, 8, 24, 3)
+
+    def slide(x: torch.Tensor, by: int) -> torch.Tensor:
+        return torch.cat([x[..., 8 - by * t : 20 - by * t, :] for t in range(3)], dim=1)  # (1, 3, 8, 12, 3)
+
+    def loss(error: torch.Tensor, by: int) -> float:
+        pairs = Pairs(torch.zeros(1, 3, 8, 12, 3), slide(wide, 2), torch.tensor([2.0, 0]).expand(1, 3, 8, 12, 2), 4)
+        return float(job.loss(Watched(pairs, error), pairs, 0.0)[0] - (error.square().mean() + FLOOR).log())
+
+    assert loss(slide(errors, 2), 2) == pytest.approx(math.log(STEADY), abs=1e-3)
+    assert loss(slide(errors, 0), 0) > math.log(0.2) and loss(slide(errors, 1), 1) > math.log(0.2)
+
+
+def test_a_change_counts_only_where_the_pixel_was_seen_before() -> None:
+    job = make_job(replace(CLEAN, steady_weight=1.0))
+    large, error = torch.zeros(1, 2, 8, 8, 3), torch.zeros(1, 2, 8, 8, 3)
+    large[:, 1, :, :4] = 1  # uncovered
+    error[:, 1, :, :4] = 0.5
+    error[:, 1, :, 4:] = 0.1
+    pairs = pairs_of(torch.zeros_like(large), large)
+    got = float(job.loss(Watched(pairs, error), pairs, 0.0)[0]) - float((error.square().mean() + FLOOR).log())
+    assert got == pytest.approx(math.log(0.1 + STEADY), abs=1e-4)
+    pairs.flow = pairs.flow + torch.tensor([0.0, -20.0])  # all came from outside
+    got = float(job.loss(Watched(pairs, error), pairs, 0.0)[0]) - float((error.square().mean() + FLOOR).log())
+    assert got == pytest.approx(math.log(STEADY), abs=1e-4)
 
 
 def test_the_network_sees_the_line_from_the_noisy_base_to_the_large_clip() -> None:
@@ -221,7 +259,7 @@ def test_it_learns_to_beat_bicubic() -> None:
     for _ in range(60):
         large = squares(8)
         base, target = (x.permute(0, 2, 3, 4, 1) for x in (upsample(downsample(large, 4), 4), large))
-        loss, _ = job.loss(job.model, Pairs(base=base, large=target, scale=4), 0.0)
+        loss, _ = job.loss(job.model, pairs_of(base, target), 0.0)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -271,7 +309,7 @@ def test_the_command_leaves_a_head_that_opens(debug_model: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--tokenizers", "/nowhere"], "no video tokenizer there"),
+        (["--tokenizers", "/nowhere"], "no model '/nowhere'"),
         (["--tokenizers", "MODEL", "--init", "/nowhere"], "no super-resolution head there"),
         (["--tokenizers", "MODEL", "--data", "/nowhere"], "no such folder"),
         ([], "--tokenizers"),
@@ -296,9 +334,15 @@ def test_settings_are_checked(values) -> None:
         SuperResTraining(**values)
 
 
-def test_settings_hold_every_number() -> None:
+def test_settings_hold_every_number_and_the_tokenizer() -> None:
     training = replace(CLEAN, lr=1e-4, steady_weight=2.0)
-    assert make_job(training).settings == {"batch_size": 4, **asdict(training)}
+    job = make_job(training)
+    before = job.settings
+    with torch.no_grad():
+        next(job.tokenizer.parameters()).add_(0.5)
+    after = job.settings
+    assert before.pop("video_tokenizer") != after.pop("video_tokenizer")
+    assert before == after == {"batch_size": 4, **asdict(training)}
 
 
 @pytest.mark.parametrize("training, size", [({"crop": 20}, 64), ({"crop": 128}, 64), ({}, 60)])

@@ -20,8 +20,8 @@ from train import tokenize_shards
 from train.checkpoint import CheckpointError
 from train.data import MediaSpec, open_source
 from train.data.folder import to_audio, to_video
-from train.tokenize_command import add_arguments, run
-from train.tokenize_shards import Shard, WorkerLost, cut, file_windows
+from train.tokenize_command import add_arguments, make_plan, run
+from train.tokenize_shards import Plan, Shard, WorkerLost, cut, file_windows
 from train.tokens import load_split, load_tokens
 
 pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
@@ -148,6 +148,17 @@ def test_what_is_there_is_not_made_again(media: Path, tmp_path: Path, tokenize, 
     assert {name for name in before if before[name][0] != after[name][0]} == {"clips-00001.parquet"}
     assert {name: content for name, (_, content) in before.items()} == {n: content for n, (_, content) in after.items()}
     assert json.loads(first) | {"seconds": 0} == json.loads(again) | {"seconds": 0}
+    metadata = (media / "metadata.jsonl").read_text()
+    try:
+        (media / "metadata.jsonl").write_text(metadata.replace("first", "second"))
+        with pytest.raises(CheckpointError, match="another captions"):
+            tokenize(media)
+        (media / "metadata.jsonl").write_text("no JSON")
+        with pytest.raises(MediaError, match=r"metadata.jsonl, line 1: not valid JSON"):
+            tokenize(media, "--workers", "2", out=tmp_path / "other")
+        assert not (tmp_path / "other").exists()  # before there are any workers
+    finally:
+        (media / "metadata.jsonl").write_text(metadata)
     with pytest.raises(CheckpointError, match=r"n_window \(5 .*, spec.n_frames \(5 there, 9 now\); choose"):
         tokenize(media, frames=9)
     save(media / "new.mp4", 5)
@@ -316,15 +327,26 @@ def test_names_that_are_not_utf8_are_no_hindrance(tmp_path: Path, tokenize) -> N
     assert tokenize(data) == 0 and [row["file_name"] for row in rows(tmp_path / "tokens")] == ["caf\ufffd.mp4"]
 
 
-def test_a_chain_without_its_transformer_needs_to_be_told_the_size(tmp_path: Path, media: Path, debug_model: Path):
+def test_a_chain_without_its_transformer_has_the_sizes_of_a_preset(tmp_path: Path, media: Path, debug_model: Path):
     chain = tmp_path / "chain"
     for part in ("video_tokenizer", "audio_tokenizer"):
         shutil.copytree(debug_model / part, chain / part)
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    words = [str(media), "--tokenizers", str(chain), "--out", str(tmp_path / "tokens"), "--device", "cpu"]
-    with pytest.raises(InputError, match="give --frames and --size"):
-        run(parser.parse_args(words))
+
+    def plan(folder: Path, *words: str) -> Plan:
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        words = (str(media), "--tokenizers", str(folder), "--out", str(tmp_path / "tokens"), "--device", "cpu", *words)
+        return make_plan(parser.parse_args(words))[0]
+
+    default, debug = plan(chain), plan(chain, "--preset", "debug")
+    assert (default.spec.n_frames, default.spec.size, default.n_window) == (33, 64, 17)
+    assert (debug.spec.n_frames, debug.spec.size, debug.n_window) == (9, 16, 5)
+    longer = plan(chain, "--preset", "debug", "--frames", "13", "--size", "32")
+    assert (longer.spec.n_frames, longer.spec.size, longer.n_window) == (13, 32, debug.n_window)
+    with pytest.raises(InputError, match="unknown preset 'huge'"):
+        plan(chain, "--preset", "huge")
+    with pytest.raises(InputError, match=r"--preset debug: .*config\.json says"):
+        plan(debug_model, "--preset", "debug")
     (chain / "video_tokenizer/model.safetensors").write_bytes(b"short")
-    with pytest.raises(InputError, match="cannot be opened"):
-        run(parser.parse_args([*words, "--frames", "5", "--size", "16"]))
+    with pytest.raises(InputError, match="no video tokenizer that can be opened"):
+        plan(chain)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tokenizers_av.audio import AudioTokenizer, audio_tokenizer_config
 from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
 from train import tokens
 from train.checkpoint import CheckpointError
 from train.conditions import conditions
-from train.data import MediaBatch, MediaSpec
+from train.data import MediaBatch, MediaSpec, open_source
 from train.tokens import (
     TokenSet,
     Window,
@@ -211,6 +212,11 @@ def test_what_a_shard_lacks_is_said(tmp_path: Path) -> None:
     write_shard(path, windows(2, sound=lambda i: False), ORIGIN)
     with pytest.raises(CheckpointError, match="none of its clips has sound"):
         load_split(tmp_path)
+    write_shard(path, windows(2), {**ORIGIN, "shards": {"clips": 2}})
+    write_shard(shard_path(tmp_path, "clips", 1), windows(2, given=("new",)), {**ORIGIN, "shards": {"clips": 2}})
+    with pytest.raises(CheckpointError, match="its shards differ in their conditioning clips"):
+        load_tokens(tmp_path, "clips")
+    shard_path(tmp_path, "clips", 1).unlink()
     write_shard(path, [*windows(2), *windows(2, shape=(1, 1, 1))], ORIGIN)
     with pytest.raises(CheckpointError, match=r"video ids differ in shape \(1x1x1 and 2x1x1\)"):
         load_tokens(tmp_path, "clips")
@@ -285,20 +291,64 @@ def test_training_tokens_from_a_source_on_disk_and_in_memory(
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("parquet", [True, False])
+def test_a_test_split_that_cannot_be_read_is_told_before_anything_is_made(
+    tmp_path: Path, tokenizers, monkeypatch: pytest.MonkeyPatch, parquet: bool
+) -> None:
+    opened: list[str] = []
+
+    def source(split: str) -> NoiseSource:
+        opened.append(split)
+        raise OSError("none of its files can be read")
+
+    monkeypatch.setattr(tokens, "has_parquet", lambda: parquet)
+    with pytest.raises(OSError, match="none of its files"):
+        training_tokens(tmp_path, source, *tokenizers, SPEC, n_window=N_WINDOW, n_clips=6, n_images=5, n_test=2)
+    assert opened == ["test"]
+
+
+def test_ids_of_other_captions_are_refused(tmp_path: Path, tokenizers) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a red ball")
+
+    def make_ids() -> None:
+        source = open_source([str(tmp_path)] * 2)
+        tokenize(source, *tokenizers, SPEC, N_WINDOW, tmp_path / "ids", n_clips=1, n_images=0)
+
+    make_ids()
+    make_ids()
+    (tmp_path / "a.txt").write_text("a blue cube")
+    with pytest.raises(CheckpointError, match=r"another source.parts.0.captions, source.parts.1.captions; choose"):
+        make_ids()
+    path = shard_path(tmp_path / "ids", "clips", 0)
+    origin = read_notes(path)[1]
+    for part in origin["source"]["parts"]:
+        del part["captions"]  # as before there were any
+    write_shard(path, windows(1), origin)
+    make_ids()
+
+
 def unwanted(split: str) -> NoiseSource:
     raise AssertionError("the source is not needed")
 
 
-def test_training_tokens_from_a_folder_of_media(tmp_path: Path, tokenizers) -> None:
+def test_training_tokens_from_a_folder_of_media(tmp_path: Path, tokenizers, caplog: pytest.LogCaptureFixture) -> None:
     def load(spec: MediaSpec = SPEC):
         return training_tokens(tmp_path, unwanted, *tokenizers, spec, n_window=5, n_clips=9, n_images=9, n_test=9)
 
     made_for = {"spec": {**vars(SPEC), "n_frames": 13}, "n_window": 5}  # clips may be of any length
-    origin = {**made_for, **fingerprints(*tokenizers), "shards": {"clips": 1, "images": 1}}
-    write_shard(shard_path(tmp_path, "clips", 0), windows(40, sound=lambda i: i > 9, files=40), origin)
+    origin = {**made_for, **fingerprints(*tokenizers), "shards": {"clips": 1, "images": 0}}
+    rows = windows(40, sound=lambda i: i > 9, files=40)
+    write_shard(shard_path(tmp_path, "clips", 0), rows, origin)
     got = load()
     assert len(got.clips) + len(got.held_out) == 30 and not set(got.clips.captions) & set(got.held_out.captions)
     assert torch.equal(got.images.video, got.clips.video[:, :1]) and got.images.audio is None
+    origin["shards"]["images"] = 1
+    write_shard(shard_path(tmp_path, "clips", 0), rows, origin)
+    with pytest.raises(CheckpointError, match="holds 0 of 1 shards of images; run what made them again"):
+        load()  # stopped before the images
+    write_shard(shard_path(tmp_path, "images", 0), [], origin)
+    assert torch.equal(load().images.video, got.clips.video[:, :1]) and "none of its images could be" in caplog.text
     stills = windows(3, sound=lambda i: False, shape=(1, 1, 1))
     write_shard(shard_path(tmp_path, "images", 0), stills, origin)
     assert len(load().images) == 3

@@ -4,7 +4,8 @@ Flow matching between pairs (arXiv:2210.02747; from the low-resolution clip inst
 arXiv:2502.05179): x_0 = upsampled clip + noise level * noise, x_1 = large clip, x_t on the line between them. The
 network predicts x_1, from which the velocity (x_1 - x_t) / (1 - t) follows (arXiv:2511.13720): it need not predict the
 noise. Noise gives detail something to grow from: without any, the flow ends near the mean of all large clips that fit,
-which is blurred. It is the same in every frame, so that what stands still does not flicker.
+which is blurred. It is the same in every frame, so that what stands still does not flicker. For the same reason detail
+is cored: what is below half a grey level is none, and flat areas, which have none, stay as they are.
 
 Every layer is causal in time and every step of the sampler carries its own state, so a clip of any length goes through
 one frame at a time, in constant memory; there are no windows that could be told from the whole.
@@ -24,6 +25,8 @@ from tokenizers_av.superres.config import SuperResConfig, check_sampling, check_
 from tokenizers_av.superres.network import DetailNet
 from tokenizers_av.video.layers import Flow
 from tokenizers_av.video.tokenizer import check_video
+
+CORING = 1 / 255  # detail that is taken as none: half a grey level
 
 
 class SuperRes(nn.Module, HubModel):
@@ -86,6 +89,7 @@ class SuperRes(nn.Module, HubModel):
                     left = steps - i  # of the line; a step goes along it by 1 / steps of the velocity
                     x = x + (base + detail - x) / left
                     flow.first = False
+                x = base + F.softshrink(x - base, CORING)
                 yield x[:, :, : scale * H, : scale * W].clamp(-1, 1).permute(0, 4, 1, 2, 3)
         if shape is None:
             raise ValueError("no frames to enlarge, expected at least one")

@@ -73,12 +73,12 @@ class Mixture:
         order = [place for places, _ in parts for place in places]
         back = sorted(range(len(order)), key=order.__getitem__)  # where in the joined parts each sample lies
         captions = [caption for _, part in parts for caption in part.captions]
-        scenes = [scene for _, part in parts for scene in part.scenes or ()]
+        scenes = [scene for places, part in parts for scene in part.scenes or [None] * len(places)]
         return MediaBatch(
             video=_joined([part.video for _, part in parts], back),
             audio=_joined([part.audio for _, part in parts], back),
             captions=[captions[place] for place in back],
-            scenes=[scenes[place] for place in back] if len(scenes) == len(order) else None,
+            scenes=[scenes[place] for place in back],
         )
 
     def choose(self, index: int, video: bool = True) -> int:

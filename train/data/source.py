@@ -43,7 +43,7 @@ class MediaBatch:
     video: Tensor | None  # (B, 3, T, H, W) float32 in [-1, 1]
     audio: Tensor | None  # (B, N) float32 in [-1, 1]
     captions: list[str] = field(default_factory=list)
-    scenes: list[Scene] | None = None  # the truth behind each clip, where it is known (the playground)
+    scenes: Sequence[Scene | None] | None = None  # the truth behind each clip, None where it is not known
 
     def to(self, device: Any) -> MediaBatch:
         video = None if self.video is None else self.video.to(device)

@@ -100,7 +100,7 @@ class Motion:
         back = -dis_flow(frames)[1:]  # lies on the frame after
         y, x = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
         places = (torch.stack([x, y], -1) + there) * 2 / torch.tensor([W - 1, H - 1]) - 1
-        back = _look_up(back.permute(0, 3, 1, 2), places).permute(0, 2, 3, 1)
+        back = look_up(back.permute(0, 3, 1, 2), places).permute(0, 2, 3, 1)
         away = (there + back).square().sum(-1)
         near = away < 0.01 * (there.square().sum(-1) + back.square().sum(-1)) + 0.5
         return cls(places, near & (places.abs() <= 1).all(-1))
@@ -113,11 +113,11 @@ def flicker(output: Tensor, motion: Motion) -> float:
     the next one looked up where the motion leads. The true clip does not score 0 either: lookup blurs, light changes.
     """
     frames = output.cpu().transpose(0, 1)
-    change = (_look_up(frames[1:], motion.places) - frames[:-1]).abs().mean(1)
+    change = (look_up(frames[1:], motion.places) - frames[:-1]).abs().mean(1)
     return float(255 * change[motion.seen].mean())
 
 
-def _look_up(frames: Tensor, places: Tensor) -> Tensor:
+def look_up(frames: Tensor, places: Tensor) -> Tensor:
     """(N, C, H, W) at places (N, H, W, 2) between its pixels."""
     return F.grid_sample(frames, places, mode="bilinear", padding_mode="border", align_corners=True)
 

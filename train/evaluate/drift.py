@@ -29,7 +29,8 @@ SALT = 100  # of the first window; the others count on from it
 def long_video(suite: Suite) -> list[Row]:
     """The first second of clips and of their sound continued window by window, with their captions, as `extend` does.
 
-    Sharpness is the energy of a window's gradients over that of the first second.
+    Sharpness is the energy of a window's gradients over that of the first second, change the mean difference of a
+    window's frames from the ones before them, in grey levels of 255.
     """
     clips, name, layout = suite.clips, "long_video", suite.poet.config.layout
     n = -(-len(clips) // SHARE)
@@ -66,10 +67,12 @@ def _rows(part: str, when: str, frames: dict[str, Tensor], window: slice, given:
         key: sum(float(one.visible.float().mean()) >= IN_VIEW for one in some) / n for key, some in found.items()
     }
     sharp = {key: sum(some) / n for key, some in energy.items()}
+    change = {key: float(some[:, window].float().diff(dim=1).abs().mean()) for key, some in frames.items()}
     return [
         scored_row(part, f"{when}: colour right", "%", n, colour, "other prompts"),
         Row(part, f"{when}: object in view", present["model"], "%", n, present["truth"]),
         Row(part, f"{when}: sharpness", sharp["model"], "", n, sharp["truth"]),
+        Row(part, f"{when}: change", change["model"], "", n, change["truth"]),
     ]
 
 

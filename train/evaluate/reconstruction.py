@@ -77,13 +77,13 @@ def sound_reconstruction(suite: Suite) -> list[Row]:
     times: list[Tensor] = []
     hertz: list[float] = []
     for part, _ in suite.batches(n, name):
-        clips = suite.world.batch(range(part.start, part.stop), suite.spec, video=False)
-        assert clips.audio is not None and clips.scenes is not None
-        times += [impacts(scene, suite) for scene in clips.scenes]
-        asked = [isolated(s, x, suite.spec.sample_rate) for s, x in zip(clips.scenes, clips.audio, strict=True)]
-        hertz += [true_pitch(s, hit) for s, some in zip(clips.scenes, asked, strict=True) for hit in some]
-        truth.listen(clips.audio, asked, suite)
-        _, ids = generation.encode(suite.poet, None, clips.audio)
+        scenes = [suite.world.scene(i) for i in range(part.start, part.stop)]
+        sound = suite.world.sound(scenes, suite.spec)
+        times += [impacts(scene, suite) for scene in scenes]
+        asked = [isolated(s, x, suite.spec.sample_rate) for s, x in zip(scenes, sound, strict=True)]
+        hertz += [true_pitch(s, hit) for s, some in zip(scenes, asked, strict=True) for hit in some]
+        truth.listen(sound, asked, suite)
+        _, ids = generation.encode(suite.poet, None, sound)
         assert ids is not None
         for level, used in zip(ids.unbind(1), codes, strict=True):
             used.add(level)
@@ -91,7 +91,7 @@ def sound_reconstruction(suite: Suite) -> list[Row]:
             audio = generation.decode(suite.poet, None, ids[:, :k]).audio
             assert audio is not None
             measured.listen(audio, asked, suite)
-            measured.compare(audio, clips.audio, suite)
+            measured.compare(audio, sound, suite)
     whole = of_levels[len(of_levels)]
     rows = _level_rows(name, "", whole, truth, times, hertz)
     for k, used in enumerate(codes):
