@@ -47,10 +47,10 @@ _SAMPLING = {
         "audio": {"temperature": 1.0, "top_k": 100, "guided": False},
     },
     "tasks": {
-        # what the picture around a hole tells counts for more than the prompt
+        # what the conditioning clip tells counts for more than the prompt
         **{
             name: {"guidance_scale": 1.5, "temperature": 0.5}
-            for name in ("frame_interpolation", "inpainting", "outpainting")
+            for name in ("frame_interpolation", "inpainting", "outpainting", "stylization")
         },
         "video_to_audio": {"guidance_scale": 2.0, "temperature": 0.8, "guided": True},
     },
