@@ -14,7 +14,7 @@ from train.data.playground.scene import STYLES
 from train.data.source import MediaSpec
 from train.evaluate import generation
 from train.evaluate.conditioned import COVERED, hole_over, nearest_known
-from train.evaluate.drift import sharpness
+from train.evaluate.drift import _rows, sharpness
 from train.evaluate.pitch import asked_pitches, true_pitch
 from train.evaluate.prompts import scored_row, tells_material, tells_size
 from train.evaluate.styles import style, within_blocks
@@ -117,3 +117,10 @@ def test_blur_costs_sharpness() -> None:
     blurred = F.avg_pool2d(frames.permute(0, 3, 1, 2).float(), 3, 1, 1).permute(0, 2, 3, 1).byte()
     assert 0 < sharpness(blurred) < 0.5 * sharpness(frames)
     assert sharpness(torch.full_like(frames, 90)) == 0
+
+
+def test_change_is_from_frame_to_frame() -> None:
+    still = torch.randint(0, 200, (1, 1, 16, 16, 3), dtype=torch.uint8).expand(1, 4, -1, -1, -1)
+    blinking = still + torch.tensor([0, 10, 0, 10], dtype=torch.uint8).view(1, 4, 1, 1, 1)
+    row = _rows("long_video", "window 1", {"model": still, "truth": blinking}, slice(0, 4), 4, ["red"])[-1]
+    assert (row.measure, row.value, row.truth) == ("window 1: change", 0, 10)
