@@ -113,7 +113,7 @@ def _locked(file: IO[bytes]) -> bool:
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks
-        pass
+        return True
     return True
 
 

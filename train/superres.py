@@ -64,7 +64,8 @@ class SuperResJob:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"batch_size": self.batch_size, "video_tokenizer": fingerprint(self.tokenizer), **asdict(self.training)}
+        made_by = fingerprint(self.tokenizer)[:12]
+        return {"batch_size": self.batch_size, "video_tokenizer": made_by, **asdict(self.training)}
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return matrix_optimizers(self.model.named_parameters(), self.training.lr)
