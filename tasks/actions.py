@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from tasks.check import check_levels, check_seed, check_size, parse_size
+from tasks.check import check_levels, check_opencv, check_seed, check_size, parse_size
 from tasks.errors import InputError
 from tasks.table import TASKS, Task, get_task
 
@@ -96,9 +96,11 @@ def superres(args: Namespace) -> None:
     _check_not_input(args.out, args.media)
     _check_target(args.out, picture=True, sound=False, one_image=source.is_image)
     config = _head_config(args.model)
-    check_enlarging(config, source.picture_size(), args.scale, args.steps, args.noise)
-    steps, noise = (getattr(config, n) if getattr(args, n) is None else getattr(args, n) for n in ("steps", "noise"))
-    asked = {"scale": args.scale, "steps": steps, "noise": noise, "seed": args.seed}
+    check_enlarging(config, source, args.scale, args.rate, args.steps, args.noise, args.prompt)
+    steps = config.steps if args.steps is None else args.steps
+    noise = (config.noise if args.mend else 0.0) if args.noise is None else args.noise
+    asked = {"scale": args.scale, "rate": args.rate, "steps": steps, "noise": noise, "seed": args.seed}
+    asked |= _options(vars(args), "prompt") | ({"mend": True} if args.mend else {})
     poet = _load(args, "superres", {"media": args.media, **asked})
     sound = source.has_audio and _holds_sound(args.out)
     parts = poet.stream.superres(args.media, **asked)
@@ -226,6 +228,7 @@ def _head_config(model: str) -> SuperResConfig:
     from tasks.model_folder import CONFIG, NO_HEAD, SUPERRES, find_model
     from tokenizers_av.superres import SuperResConfig
 
+    check_opencv()
     path = find_model(model) / SUPERRES / CONFIG
     if not path.is_file():
         raise InputError(f"model {model!r} {NO_HEAD}")

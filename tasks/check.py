@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from importlib.util import find_spec
 
 from tasks.errors import InputError
 
@@ -13,6 +14,11 @@ MAX_SEED = 2**63 - 1
 MAX_DRAFTS = 1024
 MIN_SIDE, MAX_SIDE, MAX_PIXELS = 16, 1920, 1920 * 1080  # of a picture that the tokenizers shall work on
 MAX_RESULT_SIDE, MAX_RESULT_PIXELS = 16_384, 7680 * 4320  # of a picture that is made: what H.264 holds, and 8K
+
+
+def check_opencv() -> None:
+    if find_spec("cv2") is None:
+        raise InputError("optical flow needs OpenCV: pip install opencv-python-headless")
 
 
 def check_prompt(prompt: object, name: str = "prompt") -> str:

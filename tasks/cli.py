@@ -142,10 +142,12 @@ def _superres(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "superres",
         help="enlarge any video or image with the super-resolution head",
-        description="Frames twice or four times as high and wide, of any length, with their own rate and sound, in\n"
-        "constant memory. Sound is mixed to mono, of at most 48 kHz; frames come out with at most 8K (7680x4320).",
+        description="Frames twice or four times as high and wide, with --rate up to three times as many a second,\n"
+        "of any length, with their own sound, in constant memory. Sound is mixed to mono, of at most 48 kHz;\n"
+        "frames come out with at most 8K (7680x4320).",
         example=[
             "avpoet superres clip.mp4 --scale 4 --out large.mp4",
+            "avpoet superres ball.mp4 --rate 3 --mend --out smooth.mp4",
             "avpoet superres photo.png --scale 2 --steps 8 --noise 0.1 --out large.png",
         ],
     )
@@ -153,6 +155,9 @@ def _superres(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("media", metavar="FILE", help="a video or an image")
     parser.add_argument("--out", required=True, metavar="FILE", help=_OUT_HELP)
     parser.add_argument("--scale", type=int, default=4, metavar="N", help="2 or 4 (the default)")
+    parser.add_argument("--rate", type=int, default=1, metavar="N", help="frames a second: 1, 2 or 3 times as many")
+    parser.add_argument("--mend", action="store_true", help="a model drew the frames: mend what it got wrong")
+    parser.add_argument("--prompt", metavar="TEXT", help="what is seen, for a head that was trained with text")
     parser.add_argument("--steps", type=int, metavar="N", help="1, 2, 4 or 8; without it the head's own")
     parser.add_argument(
         "--noise", type=float, metavar="S", help="what detail grows from; 0 makes nothing up; without it the head's own"

@@ -37,7 +37,7 @@ from tasks.table import get_task
 from tokenizers_av.audio import AudioTokenizer
 from tokenizers_av.clip import Clip, ClipWriter, check_output
 from tokenizers_av.media_formats import output_kind
-from tokenizers_av.superres import SuperRes
+from tokenizers_av.superres import SuperRes, SuperResConfig
 from tokenizers_av.text import TextTokenizer
 from tokenizers_av.video import VideoTokenizer
 
@@ -77,7 +77,8 @@ class AVPoet:
         self.config = config
         self.device = pick_device(device)
         self.dtype = lm.dtype if dtype is None else pick_dtype(dtype, self.device)
-        _check_fit(video_tokenizer, audio_tokenizer, text_tokenizer, lm.vocabulary, config)
+        head = None if superres is None else superres.config
+        _check_fit(video_tokenizer, audio_tokenizer, text_tokenizer, lm.vocabulary, config, head)
         self.codec = Codec(video_tokenizer, audio_tokenizer, text_tokenizer, config, self.device)
         self.lm = lm.to(self.device, self.dtype).eval()  # type: ignore[arg-type]
         self.superres_head = None if superres is None else superres.to(self.device, self.dtype).eval()
@@ -503,15 +504,20 @@ class AVPoet:
         return None
 
     def superres(
-        self, clip: Media, scale: int = 4, *, steps: int | None = None, noise: float | None = None, seed: int = 0
-    ) -> Clip:
-        """The clip `scale` (2 or 4) times as high and wide, at its own rate, with its own sound, mixed to mono.
+        self, clip: Media, scale: int = 4, *, rate: int = 1, steps: int | None = None, noise: float | None = None,
+        seed: int = 0, mend: bool = False, prompt: str | None = None,
+    ) -> Clip:  # fmt: skip
+        """The clip `scale` (2 or 4) times as high and wide, with its own sound, mixed to mono.
 
-        Frames go through the head as they are, whatever made them. steps: 1, 2, 4 or 8; noise: from 0 to the
-        head's `max_noise`, the more, the more detail is made up; None is the head's own setting. Raises InputError for
-        more than 16,384 pixels a side or 7680x4320 in all.
+        rate: 1, 2 or 3 times as many frames a second. steps: 1, 2, 4 or 8; noise: from 0 to the head's `max_noise`, the
+        more, the more detail is made up; None is the head's own setting. mend: the clip was decoded from ids, and what
+        that got wrong may be changed, as it is where a task has superres=True; otherwise the result, made small again,
+        is the clip to one or two grey levels, and None is no noise. prompt: what is seen, for a head that was trained
+        with text. Raises InputError for more than 16,384 pixels a side or 7680x4320 in all.
         """
-        return join(self.stream.superres(clip, scale, steps=steps, noise=noise, seed=seed))
+        return join(
+            self.stream.superres(clip, scale, rate=rate, steps=steps, noise=noise, seed=seed, mend=mend, prompt=prompt)
+        )
 
     def _identity(self) -> str:
         """What tells this model from others, for going on with what another run of it began."""
@@ -581,8 +587,9 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_fit(
-    video: VideoTokenizer, audio: AudioTokenizer, text: TextTokenizer, vocab: Vocabulary, config: PoetConfig
-) -> None:
+    video: VideoTokenizer, audio: AudioTokenizer, text: TextTokenizer, vocab: Vocabulary, config: PoetConfig,
+    head: SuperResConfig | None,
+) -> None:  # fmt: skip
     """Raise InputError where the parts of a model are not made for each other."""
     layout = config.layout
     stride = video.spatial_stride
@@ -595,6 +602,7 @@ def _check_fit(
         ("frames per latent frame", layout.temporal_stride, video.temporal_stride),
         ("height in pixels", config.size[0], layout.height * stride),
         ("width in pixels", config.size[1], layout.width * stride),
+        *([("text ids that the head looks at", head.text_size, text.vocab_size)] if head and head.text_size else []),
     ]
     for name, here, there in facts:
         if here != there:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tasks.check import check_seed
+from tasks.check import check_opencv, check_seed
 from tasks.codec import even_size
 from tasks.enlarge import SCALE, check_enlarging, enlarged
 from tasks.errors import InputError
@@ -114,13 +114,14 @@ class Stream:
                 ids = answer.audio if sample.audio is None else torch.cat([sample.audio, answer.audio], dim=1)
                 heard = Track(codec).fit(codec.decode_audio(ids), len(frames), fill=True)
             clip = Clip(frames, layout.fps, heard, codec.sample_rate)
-            clips.append(join(self._finished(iter([clip]), request.options, request.source)))
+            clips.append(join(self._finished(iter([clip]), request.options, request.source, request.prompt)))
         return clips
 
     def answer(self, r: Request) -> Iterator[Clip]:
         """Stream what a request for the same model asks for, once."""
         block = r.row.output("video")
-        return self._finished(self._run(r), r.options, r.source if block and block.part in CONTINUED else None)
+        source = r.source if block and block.part in CONTINUED else None
+        return self._finished(self._run(r), r.options, source, r.prompt)
 
     def _run(self, r: Request) -> Iterator[Clip]:
         codec, generator = self.poet.codec, self.poet.generator
@@ -142,18 +143,22 @@ class Stream:
         return self._finished(self._extended(source, n_new, story, opts, journal), opts, source)
 
     def superres(
-        self, clip: Media, scale: int = 4, *, steps: int | None = None, noise: float | None = None, seed: int = 0
-    ) -> Iterator[Clip]:
+        self, clip: Media, scale: int = 4, *, rate: int = 1, steps: int | None = None, noise: float | None = None,
+        seed: int = 0, mend: bool = False, prompt: str | None = None,
+    ) -> Iterator[Clip]:  # fmt: skip
         """Stream a clip enlarged; see `AVPoet.superres`."""
-        head, source = self._head(), Source(clip, need="video")
-        check_enlarging(head.config, source.picture_size(), scale, steps, noise)
-        frames = source.windows(sample_rate=source.sample_rate or self.poet.codec.sample_rate, seconds=ONE_FRAME)
-        return enlarged(frames, head, scale, steps=steps, noise=noise, seed=check_seed(seed))
+        head, source, codec = self._head(), Source(clip, need="video"), self.poet.codec
+        check_enlarging(head.config, source, scale, rate, steps, noise, prompt)
+        frames = source.windows(sample_rate=source.sample_rate or codec.sample_rate, seconds=ONE_FRAME)
+        return enlarged(frames, head, scale, rate=rate, steps=steps, noise=noise, seed=check_seed(seed),
+                        keep=not mend, text=codec.encode_text(prompt))  # fmt: skip
 
-    def _finished(self, parts: Iterator[Clip], opts: Options, source: Source | None) -> Iterator[Clip]:
+    def _finished(
+        self, parts: Iterator[Clip], opts: Options, source: Source | None, prompt: str | None = None
+    ) -> Iterator[Clip]:
         """The parts, through the head if asked, then in the proportions of what they go on from, if anything."""
         if opts.superres:
-            parts = enlarged(parts, self._head(), SCALE, seed=opts.seed)
+            parts = enlarged(parts, self._head(), SCALE, seed=opts.seed, text=self.poet.codec.encode_text(prompt))
         if source is None:
             return parts
         scale = SCALE if opts.superres else 1
@@ -163,6 +168,7 @@ class Stream:
     def _head(self) -> SuperRes:
         if self.poet.superres_head is None:
             raise InputError(f"this model {NO_HEAD}")
+        check_opencv()
         return self.poet.superres_head
 
     def _picture(self, r: Request) -> Iterator[Clip]:

@@ -11,15 +11,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.check import MIN_SIDE
+from tasks.check import check_opencv
 from tasks.errors import InputError
+from tokenizers_av.optical_flow import dis_flow, luminance
 
 FLOW_RANGE = 0.16  # share of the width that a pixel moves in a frame at either end of the scale
-BT709 = (0.2126, 0.7152, 0.0722)  # what red, green and blue add to brightness
 DEPTH_BATCH = 8  # frames at a time
 
 
@@ -35,34 +34,9 @@ def picture(flow: Tensor, third: Tensor) -> Tensor:
 
 def structure(frames: Tensor, depth: DepthModel | None = None) -> Tensor:
     """(T, H, W, 3) uint8 of frames (T, H, W, 3) uint8: flow and depth, or flow and luminance without a model."""
+    check_opencv()
     frames = frames.cpu()
     return picture(dis_flow(frames), luminance(frames) if depth is None else depth(frames))
-
-
-def luminance(frames: Tensor) -> Tensor:
-    """(T, H, W) float32 in [0, 1] of frames (T, H, W, 3) uint8: the luma of BT.709."""
-    return frames.float() @ torch.tensor(BT709, device=frames.device) / 255
-
-
-def dis_flow(frames: Tensor) -> Tensor:
-    """Flow (T, H, W, 2) float32 of frames (T, H, W, 3) uint8 of at least 16x16, as `picture` wants it, on the CPU.
-
-    flow[t, y, x] is how many pixels what is seen there has moved since frame t - 1; flow[0] is 0. The same frames give
-    the same flow on any number of threads. Raises InputError without OpenCV.
-    """
-    try:
-        import cv2
-    except ImportError:
-        raise InputError("optical flow needs OpenCV: pip install opencv-python-headless") from None
-    if min(frames.shape[1:3]) < MIN_SIDE:
-        raise InputError(f"frames of {frames.shape[1]}x{frames.shape[2]}: flow needs at least {MIN_SIDE}x{MIN_SIDE}")
-    dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    dis.setFinestScale(0)  # to the pixel: frames are small; the preset stops at half the size
-    grey = (255 * luminance(frames.cpu())).round().to(torch.uint8).numpy()
-    flow = np.zeros((*grey.shape, 2), dtype=np.float32)
-    for t in range(1, len(grey)):  # where a pixel came from, so that flow lies on the frame it belongs to
-        flow[t] = -dis.calc(grey[t], grey[t - 1], None)
-    return torch.from_numpy(flow)
 
 
 class DepthModel:

@@ -30,6 +30,7 @@ from tokenizers_av.media_formats import (
 )
 from tokenizers_av.media_frames import to_yuv420
 
+MAX_GIF_RATE = 100  # its delays are hundredths of a second
 # The same frames shall give the same bytes. One thread: their number changes the bits. No macroblock tree: in small
 # frames x264's depends on what the memory held before. No B-frames: every time stamp is simply k / fps.
 # crf 13 and crf 18 are close to lossless to the eye; the frames are small, so this costs little.
@@ -112,6 +113,8 @@ class ClipWriter:
         self._sink: _Sink | None = None
         self._finished = False
         suffix = Path(self.path).suffix.lower()
+        if suffix == ".gif" and fps > MAX_GIF_RATE:
+            raise MediaError(f"{self.path}: a gif shows at most {MAX_GIF_RATE} frames a second, not {fps:g}; use .mp4")
         self._keeps_picture = self.kind != "sound"
         self._keeps_sound = sample_rate is not None and self.kind != "image" and suffix != ".gif"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def parser() -> Parser:
             command.add_argument("--tokenizers", type=Path, required=True,
                                  help="a model, or a folder that holds video_tokenizer")  # fmt: skip
             command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained head")
+            command.add_argument("--captions", action="store_true",
+                                 help="learn from captions, too; needs a text_tokenizer beside video_tokenizer")
         if name == "video-tokenizer":
             _video(command)
         if name == "audio-tokenizer":
@@ -144,7 +147,8 @@ def _main(argv: Sequence[str]) -> int:
                               block_size=args.block_size, visual_factors=args.visual_factors)  # fmt: skip
         metrics: dict = stages.train_lm(args.out, options, lm)
     elif args.command == "superres":
-        metrics = stages.train_superres(args.out, options, args.tokenizers, args.init)
+        training = replace(options.chain.superres_training, captions=args.captions)
+        metrics = stages.train_superres(args.out, options, args.tokenizers, args.init, training)
     elif args.command == "video-tokenizer":
         video = stages.VideoOptions(
             quantizer=args.quantizer, init=args.init, inflate=args.inflate, lr=args.lr, image_share=args.image_share,

@@ -24,6 +24,7 @@ from train.presets import CHAINS, ChainPreset
 
 if TYPE_CHECKING:
     from lm import LM, LMConfig
+    from tokenizers_av.text import TextTokenizer
     from tokenizers_av.video import VideoTokenizer, VideoTokenizerConfig
     from train.superres_training import SuperResTraining
 
@@ -275,7 +276,6 @@ def train_lm(out: Path, options: Options, lm: LMOptions) -> dict[str, float]:
     from lm import LM, lm_config
     from tasks.model_folder import find_parts
     from tasks.pipeline import pick_device
-    from tokenizers_av.text import TextTokenizer
     from train.lm import LMJob
     from train.sharding import requested_sharding
     from train.tokenize_shards import open_tokenizers
@@ -287,10 +287,7 @@ def train_lm(out: Path, options: Options, lm: LMOptions) -> dict[str, float]:
     announce("lm", out, options, tokenizers=str(tokenizers), block_size=lm.block_size,
              visual_factors=lm.visual_factors, init=str(lm.init) if lm.init else None)  # fmt: skip
     video, audio = open_tokenizers(tokenizers)
-    try:
-        text = TextTokenizer.from_pretrained(tokenizers / "text_tokenizer")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{tokenizers}: its text tokenizer cannot be opened ({error})") from None
+    text = _open_text(tokenizers)
     if audio.sample_rate != spec.sample_rate:
         raise InputError(f"{tokenizers}: its audio tokenizer codes {audio.sample_rate} Hz, preset {options.preset} "
                          f"has {spec.sample_rate} Hz; choose the --preset it was trained with")  # fmt: skip
@@ -337,18 +334,23 @@ def train_superres(
 
     chain = options.chain
     training = training or chain.superres_training
+    tokenizers = find_parts(tokenizers, ("video_tokenizer", *(["text_tokenizer"] if training.captions else [])))
+    text = _open_text(tokenizers) if training.captions else None
     learned = {"steps": 1, "max_noise": 0.0} if training.regression else {}
-    config = superres_config(chain.superres, **learned)
-    tokenizers = find_parts(tokenizers, ("video_tokenizer",))
+    config = superres_config(chain.superres, text_size=text.vocab_size if text else 0, **learned)
     tokenizer = open_video_tokenizer(tokenizers / "video_tokenizer").float()
     train, test = options.source(augment=True), options.source("test")
     test.batch(range(1), chain.large_spec, audio=False)  # raises here, not after hours, where no file can be read
     _seed(options.seed)
-    head = SuperRes(config) if init is None else open_superres(init).float()
-    _check_config(init, config, head.config, "choose its --preset")
+    head = SuperRes(config)
+    if init is not None:
+        found = open_superres(init)
+        cure = "choose its --preset, and --captions as it was trained"
+        _check_config(init, config, superres_config(chain.superres, **{**asdict(found.config), **learned}), cure)
+        head.load_state_dict(found.float().state_dict())
     try:
-        job = SuperResJob(head, tokenizer, train, test, chain.large_spec, batch_size=options.batch("superres"),
-                          seed=options.seed, training=training)  # fmt: skip
+        job = SuperResJob(head, tokenizer, train, test, chain.large_spec, text=text,
+                          batch_size=options.batch("superres"), seed=options.seed, training=training)  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from None
     announce("superres", out, options, model=asdict(config), training=asdict(job.training), tokenizers=str(tokenizers),
@@ -357,6 +359,16 @@ def train_superres(
                   device=options.device)  # fmt: skip
     report_skipped(train, test)
     return results
+
+
+def _open_text(tokenizers: Path) -> TextTokenizer:
+    """The text tokenizer in a folder of tokenizers; raises InputError."""
+    from tokenizers_av.text import TextTokenizer
+
+    try:
+        return TextTokenizer.from_pretrained(tokenizers / "text_tokenizer")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{tokenizers}: its text tokenizer cannot be opened ({error})") from None
 
 
 def _lm_from(folder: Path, config: LMConfig) -> LM:

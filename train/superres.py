@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.structure import dis_flow
+from tasks.codec import MAX_TEXT_TOKENS
+from tokenizers_av.optical_flow import dis_flow
 from tokenizers_av.superres import SuperRes, downsample, upsample
+from tokenizers_av.text import TextTokenizer
 from tokenizers_av.video import VideoTokenizer
 from train.data import MediaBatch, MediaSpec, Source
 from train.degrade import coded, filmed, to_8_bits
@@ -36,6 +39,7 @@ class Pairs:
     large: Tensor  # (B, T, H, W, 3) in [-1, 1]
     flow: Tensor  # (B, T, H, W, 2) x, y: pixels that what is seen there has moved since the frame before
     scale: int
+    text: Tensor | None = None  # (B, 64) ids of captions, -1 where there is none
 
 
 class SuperResJob:
@@ -45,12 +49,14 @@ class SuperResJob:
     critic = None
 
     def __init__(self, head: SuperRes, tokenizer: VideoTokenizer, train: Source, test: Source, spec: MediaSpec, *,
-                 batch_size: int = 8, seed: int = 0, training: SuperResTraining | None = None) -> None:  # fmt: skip
-        """spec: of the large clips; raises ValueError where crops do not fit."""
+                 text: TextTokenizer | None = None, batch_size: int = 8, seed: int = 0,
+                 training: SuperResTraining | None = None) -> None:  # fmt: skip
+        """spec: of the large clips; text: of the captions, for a head that looks at text; raises ValueError where
+        crops do not fit."""
         self.training = t = training or SuperResTraining()
         self.model, self.tokenizer = head, tokenizer.eval().requires_grad_(False)
         self.train, self.test, self.spec = train, test, replace(spec, n_frames=t.n_frames)
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.text = batch_size, seed, text
         self.ema = t.ema
         unit = max(head.config.stride, 4)
         if t.crop % unit or t.crop > spec.size:
@@ -64,11 +70,13 @@ class SuperResJob:
 
     @property
     def settings(self) -> dict[str, Any]:
-        made_by = fingerprint(self.tokenizer)[:12]
-        return {"batch_size": self.batch_size, "video_tokenizer": made_by, **asdict(self.training)}
+        made_by = {"video_tokenizer": fingerprint(self.tokenizer)[:12]}
+        if self.text is not None:
+            made_by["text_tokenizer"] = hashlib.sha256(self.text.model_bytes).hexdigest()[:12]
+        return {"batch_size": self.batch_size, **made_by, **asdict(self.training)}
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        return matrix_optimizers(self.model.named_parameters(), self.training.lr)
+        return matrix_optimizers(self.model.named_parameters(), self.training.lr, plain=("net.embed.words",))
 
     def batch(self, step: int, rank: int, world: int, progress: float) -> Pairs:
         """`batch_size` crops of clips that no other step or process sees."""
@@ -83,7 +91,22 @@ class SuperResJob:
         places = [self._place(i, scale, *large.shape[3:]) for i in range(self.batch_size)]
         base = upsample(self._low_side(large, scale), scale)
         crops = [torch.stack([x[p] for p in places]).permute(0, 2, 3, 4, 1).contiguous() for x in (base, large, flow)]
-        return Pairs(base=crops[0], large=crops[1], flow=crops[2], scale=scale)
+        text = self._text([clips.captions[p[0]] for p in places]) if clips.captions else None
+        return Pairs(base=crops[0], large=crops[1], flow=crops[2], scale=scale, text=text)
+
+    def _text(self, captions: list[str]) -> Tensor | None:
+        """Ids (B, 64) of the captions, some by chance untold; None for a head that looks at no text.
+
+        Mirrored clips keep their captions: what these say of left and right is noise, what they say of looks holds.
+        """
+        if self.text is None:
+            return None
+        told = torch.rand(len(captions)) < self.training.text_share
+        text = torch.full((len(captions), MAX_TEXT_TOKENS), -1)  # one width: a compiled network knows one shape
+        for row, caption, tell in zip(text, captions, told, strict=True):
+            ids = self.text.encode(caption, MAX_TEXT_TOKENS) if tell else []
+            row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        return text.to(next(self.model.parameters()).device)
 
     def _place(self, i: int, scale: int, H: int, W: int) -> tuple[Any, ...]:
         """Where crop i is cut: at random, on the grid of the low side and of the network."""
@@ -123,7 +146,7 @@ class SuperResJob:
         grain = torch.randn_like(batch.base[:, :1])  # one for all frames
         x = torch.lerp(batch.base + level * grain, batch.large, at)
         missing = batch.large - batch.base
-        off = model(x, batch.base, time, noise, batch.scale).float() - missing
+        off = model(x, batch.base, time, noise, batch.scale, batch.text).float() - missing
         error = off.square().mean((1, 2, 3, 4))
         loss = (error + FLOOR).log().mean()
         if off.shape[1] > 1:
@@ -160,7 +183,7 @@ class SuperResJob:
     def _made(self, model: nn.Module, low: Tensor) -> Tensor:
         assert isinstance(model, SuperRes)
         with torch.autocast(low.device.type, torch.bfloat16):
-            return model.upscale(low, 4)
+            return model.upscale(low, 4, steady=False)  # needs no OpenCV
 
     def _test_pairs(self, model: nn.Module, n: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Decoded (1, 3, T, H / 4, W / 4) and large (1, 3, T, H, W) test clips."""

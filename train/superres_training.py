@@ -17,13 +17,15 @@ class SuperResTraining:
     crop: int = 96  # height and width that is learned from, in pixels of the large frame
     crops_per_clip: int = 2  # making a clip costs more than cutting it
     half_share: float = 0.2  # of the steps that double the size; the others make it four times as large
+    captions: bool = False  # whether the head looks at text
+    text_share: float = 0.75  # of the clips whose caption is told, if so
     clean_share: float = 0.25  # of the clips whose low side is only downsampled
     camera_share: float = 0.15  # blurred, noisy, compressed; the rest goes through the tokenizer
     max_flips: float = 0.15  # ids with a wrong bit, from none to this share, in half of the clips that are coded
     regression: bool = False  # always time 0 without noise: a plain network of one step, to compare with
 
     def __post_init__(self) -> None:
-        for name in ("ema", "half_share", "clean_share", "camera_share", "max_flips"):
+        for name in ("ema", "half_share", "text_share", "clean_share", "camera_share", "max_flips"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: need 0 to 1")
         if self.clean_share + self.camera_share > 1:

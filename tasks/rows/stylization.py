@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from tasks.check import check_opencv
 from tasks.task import Argument, Block, Condition, Conditioner, Example, Task
 
 if TYPE_CHECKING:
@@ -37,9 +38,12 @@ class _Structure(Conditioner):
 
 
 def _example(example: Example, rng: Random) -> Tensor:
-    from tasks.structure import dis_flow, luminance, picture
+    from tasks.structure import picture
+    from tokenizers_av.optical_flow import dis_flow, luminance
 
     flow, third = example.flow, example.depth
+    if flow is None:
+        check_opencv()
     if flow is None or (find_spec("cv2") and rng.random() < 0.7):
         flow = dis_flow(example.otherwise)
     if third is None or rng.random() < 0.7:

@@ -1,6 +1,8 @@
-"""A regression network of the head's size, trained as the head is: what flow matching is to be compared with.
+r"""A regression network of the head's size, trained as the head is: what flow matching is to be compared with.
 
     python tests/benchmarks/superres_training.py runs/regression --tokenizers tasks/models/tiny --steps 760
+    python tests/benchmarks/superres_training.py runs/regression --tokenizers tasks/models/tiny --steps 600 \
+        --init tasks/models/tiny/superres            # as trained as that head, and then some
     avpoet-train evaluate tiny --suite superres --only decoded --against runs/regression
 
 The network, its data and its optimizer are those of `avpoet-train superres`; it always sees the upsampled clip without
@@ -20,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokenizers", type=Path, required=True)
+    parser.add_argument("--init", type=Path)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--data", nargs="+", default=["playground"])
     parser.add_argument("--data-weights", nargs="+", type=float)
@@ -31,7 +34,7 @@ def main() -> None:
     options = stages.Options(preset=args.preset, data=tuple(args.data), steps=args.steps, minutes=args.max_minutes,
                              data_weights=args.data_weights and tuple(args.data_weights), seed=args.seed)  # fmt: skip
     training = replace(options.chain.superres_training, regression=True)
-    print(stages.train_superres(args.out, options, args.tokenizers, training=training))
+    print(stages.train_superres(args.out, options, args.tokenizers, args.init, training=training))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from tasks.options import Options
 from tasks.sequence import TokenSample
 from tasks.source import Source
 from tasks.stream import join
-from tasks.structure import luminance
 from tasks.task import Conditioner
 from tokenizers_av.clip import Clip, read_clip
+from tokenizers_av.optical_flow import luminance
 
 
 def noise(n: int, height: int = 24, width: int = 40) -> Clip:

@@ -43,12 +43,40 @@ def test_a_clip_of_any_size_keeps_its_rate_and_sound(large, clip, scale):
     assert torch.equal(made.samples, clip.samples) and made.sample_rate == clip.sample_rate
 
 
+@pytest.mark.parametrize("rate", [2, 3])
+def test_a_clip_may_get_more_frames_and_keeps_its_sound(large, clip, rate):
+    made = large.superres(clip, 2, rate=rate, steps=1)
+    video = clip.frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    wanted = large.superres_head.upscale(video, 2, rate=rate, steps=1, keep=True)
+    assert torch.equal(made.frames, ((wanted[0] + 1) * 127.5).round().byte().permute(1, 2, 3, 0))
+    assert (made.n_frames, made.fps) == (rate * 22, rate * clip.fps) and torch.equal(made.samples, clip.samples)
+
+
+def test_the_prompt_reaches_a_head_that_looks_at_text(large, clip, monkeypatch):
+    with pytest.raises(InputError, match="trained without text"):
+        large.superres(clip, prompt="a red ball")
+    torch.manual_seed(0)
+    head = SuperRes(superres_config("debug", text_size=large.codec.text.vocab_size)).eval()
+    for p in head.parameters():
+        nn.init.normal_(p, std=0.1)
+    plain = large.text_to_video("a red ball", superres=True)
+    monkeypatch.setattr(large, "superres_head", head)
+    told, untold = large.superres(clip, prompt="a red ball"), large.superres(clip)
+    assert not torch.equal(told.frames, untold.frames)
+    small, made = large.text_to_video("a red ball"), large.text_to_video("a red ball", superres=True)
+    assert torch.equal(made.frames, large.superres(small, prompt="a red ball", mend=True).frames)
+    assert torch.equal(large.text_to_video(["a red ball", "a cube"], superres=True)[0].frames, made.frames)
+    assert not torch.equal(made.frames, plain.frames)
+
+
 def test_steps_noise_and_seed_reach_the_head(large, clip):
     made = large.superres(clip)
     video = clip.frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-    for values in ({}, {"steps": 1}, {"noise": 0.05}, {"seed": 3}):
-        wanted = ((large.superres_head.upscale(video, 4, **values)[0] + 1) * 127.5).round().byte().permute(1, 2, 3, 0)
-        assert torch.equal(large.superres(clip, **values).frames, wanted)
+    for values in ({}, {"steps": 1}, {"noise": 0.05}, {"seed": 3}, {"mend": True}):
+        told = {**values, "keep": not values.pop("mend", False)}
+        told.pop("mend", None)
+        wanted = ((large.superres_head.upscale(video, 4, **told)[0] + 1) * 127.5).round().byte().permute(1, 2, 3, 0)
+        assert torch.equal(large.superres(clip, **values, mend=not told["keep"]).frames, wanted)
     assert torch.equal(made.frames, join(large.stream.superres(clip)).frames)
 
 
@@ -122,7 +150,10 @@ def test_a_model_without_a_head_says_so(poet, clip):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"scale": 3}, "scale=3"), ({"steps": 3}, "steps=3"), ({"noise": 2.0}, "noise=2.0")],
+    [
+        ({"scale": 3}, "scale=3"), ({"rate": 4}, "rate=4"), ({"steps": 3}, "steps=3"), ({"noise": 2.0}, "noise=2.0"),
+        ({"prompt": 3}, "prompt is int"),
+    ],
 )
 def test_wrong_values_are_told(large, clip, values, message):
     with pytest.raises(InputError, match=message):
@@ -147,6 +178,9 @@ def test_the_commands(large_model, debug_model, clip_file, tmp_path, capsys):
     made = read_clip(out)
     assert (made.height, made.width, made.n_frames, made.sample_rate) == (48, 64, 22, 16000)
     assert made.samples is not None
+    assert main(["superres", str(clip_file), "--rate", "3", "--steps", "1", "--out", str(out), *model]) == 0
+    faster = read_clip(out)
+    assert (faster.n_frames, faster.fps) == (66, 3 * made.fps) and len(faster.samples) == len(made.samples)
     assert main(["generate", "text-to-image", "a ball", "--superres", "--out", str(tmp_path / "x.png"), *model]) == 0
     assert read_clip(tmp_path / "x.png").height == 64
     assert main(["info", str(large_model)]) == 0
@@ -159,6 +193,8 @@ def test_the_commands(large_model, debug_model, clip_file, tmp_path, capsys):
         ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{small}"],
         ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{large}", "--scale", "3"],
         ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{large}", "--steps", "3"],
+        ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{large}", "--rate", "4"],
+        ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{large}", "--prompt", "a ball"],
         ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{large}", "--noise", "9"],
         ["superres", "{clip}", "--out", "{clip}", "--model", "{large}"],
         ["superres", "{tone}", "--out", "{tmp}/x.mp4", "--model", "{large}"],
@@ -192,3 +228,22 @@ def test_a_damaged_head_is_told(large_model, tmp_path):
 
 def test_one_frame_is_enough(large, clip):
     assert large.superres(Clip(clip.frames[:1], 8.0)).frames.shape == (1, 96, 128, 3)
+
+
+def test_a_head_for_another_text_tokenizer_is_refused(large_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(large_model, folder)
+    SuperRes(superres_config("debug", text_size=20)).save_pretrained(folder / "superres")
+    with pytest.raises(InputError, match="text ids that the head looks at"):
+        AVPoet.from_pretrained(folder)
+
+
+def test_a_rate_needs_opencv(large, clip, monkeypatch):
+    monkeypatch.setattr("tasks.check.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install opencv-python-headless"):
+        large.stream.superres(clip, rate=2)
+
+
+def test_an_image_has_no_rate(large, photo):
+    with pytest.raises(InputError, match="rate=2: an image has no frames between"):
+        large.superres(photo, rate=2)

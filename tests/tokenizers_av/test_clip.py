@@ -411,6 +411,12 @@ def test_sound_is_as_long_as_the_picture(tmp_path, n_samples):
     assert len(read_clip(tmp_path / "a.mp4").samples) == 16000
 
 
+def test_a_gif_that_is_too_fast_is_refused(tmp_path):
+    with pytest.raises(MediaError, match="at most 100 frames a second, not 120"):
+        ClipWriter(tmp_path / "a.gif", fps=120)
+    ClipWriter(tmp_path / "a.mp4", fps=120)
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "a.wav", "folder/"])
 def test_an_error_leaves_nothing_behind(tmp_path, name):
     target = f"{tmp_path}/{name}"

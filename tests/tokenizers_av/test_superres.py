@@ -8,12 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from tokenizers_av.superres import (
+    RATES,
     SCALES,
     STEPS,
     SUPERRES_PRESETS,
     SuperRes,
     SuperResConfig,
     downsample,
+    in_between,
+    steadied,
     superres_config,
     upsample,
 )
@@ -32,13 +35,13 @@ def clip(B: int = 1, T: int = 5, H: int = 12, W: int = 16) -> torch.Tensor:
     return torch.rand(B, 3, T, H, W, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-@pytest.mark.parametrize("steps", STEPS)
-def test_in_any_chunks_it_is_the_whole(steps):
+@pytest.mark.parametrize(("steps", "rate"), [*((steps, 1) for steps in STEPS), (2, 2), (1, 3)])
+def test_in_any_chunks_it_is_the_whole(steps, rate):
     head, video = awake(), clip()
-    whole = head.upscale(video, steps=steps)
+    whole = head.upscale(video, steps=steps, rate=rate)
     for cuts in ([1] * 5, [2, 3], [4, 1]):
-        parts = list(head.upscale_stream(video.split(cuts, dim=2), steps=steps))
-        assert len(parts) == 5 and torch.equal(torch.cat(parts, dim=2), whole)
+        parts = list(head.upscale_stream(video.split(cuts, dim=2), steps=steps, rate=rate))
+        assert len(parts) == 5 * rate and torch.equal(torch.cat(parts, dim=2), whole)
 
 
 def test_carried_state_is_what_whole_clips_see():
@@ -52,7 +55,7 @@ def test_carried_state_is_what_whole_clips_see():
         x = x + velocity / 2
     detail = x - base
     x = base + detail.sign() * (detail.abs() - 0.5 * 2 / 255).clamp(min=0)  # half a grey level is none
-    assert (head.upscale(video, seed=7) - x.clamp(-1, 1).permute(0, 4, 1, 2, 3)).abs().max() < 1e-5
+    assert (head.upscale(video, seed=7, steady=False) - x.clamp(-1, 1).permute(0, 4, 1, 2, 3)).abs().max() < 1e-5
 
 
 def test_what_comes_later_changes_nothing_and_what_came_before_does():
@@ -62,6 +65,9 @@ def test_what_comes_later_changes_nothing_and_what_came_before_does():
     made, same, other = (head.upscale(v) for v in (video, later, earlier))
     assert torch.equal(made[:, :, :3], same[:, :, :3])
     assert not torch.equal(made[:, :, 1], other[:, :, 1])
+    faster, same = (head.upscale(v, rate=2) for v in (video, later))
+    assert torch.equal(faster[:, :, :5], same[:, :, :5]) and not torch.equal(faster[:, :, 5], same[:, :, 5])
+    assert torch.equal(faster[:, :, ::2], made)
 
 
 def test_each_clip_of_a_batch_is_as_alone():
@@ -80,7 +86,52 @@ def test_any_size_and_length(scale, size):
 
 def test_a_new_head_only_upsamples():
     head, video = SuperRes(superres_config("debug")).eval(), clip()
-    assert (head.upscale(video) - upsample(video, 4)).abs().max() < 1e-6
+    assert (head.upscale(video, steady=False) - upsample(video, 4)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_frames_lie_between_the_large_ones_and_the_last_is_held(rate):
+    head, video = awake(), clip(H=16)
+    made, given = head.upscale(video, rate=rate), head.upscale(video)
+    assert made.shape[2] == 5 * rate
+    assert torch.equal(made[:, :, : 1 + 4 * rate], in_between(given, rate))
+    assert (made[:, :, 4 * rate :] == given[:, :, 4:]).all()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_clip_that_shall_be_kept_is_what_it_was_when_made_small_again(scale):
+    head, video = awake(), F.interpolate(clip(H=6, W=6)[0], scale_factor=4, mode="bicubic").clamp(-0.9, 0.9)[None]
+    made = (head.upscale(video, scale, keep=keep) for keep in (False, True))
+    away, kept = (255 / 2 * (downsample(x, scale) - video).abs().mean() for x in made)
+    assert away > 1.9 and kept < away / 1.7, (away, kept)
+    steady = SuperRes(superres_config("debug")).eval()
+    flat = torch.full((1, 3, 2, 8, 8), 0.3)
+    assert torch.equal(steady.upscale(flat, scale, keep=True), steady.upscale(flat, scale))  # nothing to undo
+    parts = list(head.upscale_stream(video.split(2, dim=2), scale, keep=True))
+    assert torch.equal(torch.cat(parts, dim=2), head.upscale(video, scale, keep=True))
+
+
+def test_frames_are_steadied_from_one_to_the_next_and_then_kept():
+    head, video = awake(), clip(T=3, H=6, W=6)
+    drawn, made = head.upscale(video, steady=False).unbind(2), head.upscale(video).unbind(2)
+    assert torch.equal(made[0], drawn[0])
+    for t in (1, 2):
+        assert torch.equal(made[t], steadied(drawn[t], drawn[t - 1], made[t - 1]))
+    assert not torch.equal(made[2], drawn[2])
+    kept = head.upscale(video, keep=True)
+    again = (downsample(kept, 4) - video).abs().mean()
+    assert again < 0.8 * (downsample(torch.stack(made, dim=2), 4) - video).abs().mean()
+
+
+def test_text_counts_in_any_order_and_none_is_none():
+    head, video = awake(text_size=9), clip(T=2)
+    plain = head.upscale(video)
+    one, same, other, none = (
+        head.upscale(video, text=torch.tensor([ids])) for ids in ([3, 5, -1], [5, 3], [3, 6], [-1, -1])
+    )
+    assert torch.equal(none, plain) and (one - same).abs().max() < 1e-5
+    for different in (plain, other):
+        assert (one - different).abs().max() > 1e-4
 
 
 def test_seed_and_noise_count():
@@ -178,6 +229,13 @@ def test_presets_build(preset):
     ("call", "message"),
     [
         (lambda h: h.upscale(clip(), 3), "scale=3: expected 2 or 4"),
+        (lambda h: h.upscale(clip(), rate=4), "rate=4: expected 1, 2 or 3"),
+        (lambda h: h.upscale(clip(), rate=2.0), "rate=2.0: expected 1, 2 or 3"),
+        (lambda h: awake(text_size=9).upscale(clip(B=2), text=torch.zeros(3, 4).long()), "expected ids \\(B, L\\)"),
+        (lambda h: h.upscale(clip(), text=torch.tensor([[1]])), "trained without text"),
+        (lambda h: awake(text_size=9).upscale(clip(), text=torch.tensor([[9]])), "expected ids .* in \\[0, 9\\)"),
+        (lambda h: awake(text_size=9).upscale(clip(), text=torch.tensor([1])), "expected ids \\(B, L\\)"),
+        (lambda h: SuperResConfig(text_size=-1), "text_size=-1"),
         (lambda h: h.upscale(clip(), steps=5), "steps=5: expected one of 1, 2, 4, 8"),
         (lambda h: h.upscale(clip(), noise=0.4), "noise=0.4: this head has learned levels of 0 to 0.15"),
         (lambda h: h.upscale(clip(), noise=float("nan")), "noise=nan"),

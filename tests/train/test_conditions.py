@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tasks.rows import stylization
 from tasks.rows.inpainting import GREY
-from tasks.structure import luminance, picture
+from tasks.structure import picture
 from tasks.table import TASKS
+from tokenizers_av.optical_flow import luminance
 from train.conditions import conditions
 from train.data import MediaBatch, MediaSpec
 from train.data.playground import Playground, depth, flow_since

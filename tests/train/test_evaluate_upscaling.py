@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from tasks import AVPoet, InputError
-from tokenizers_av.superres import SuperRes, downsample, superres_config, upsample
+from tokenizers_av.superres import SuperRes, downsample, in_between, superres_config, upsample
 from train.data import MediaSpec
 from train.data.playground import Playground
 from train.evaluate import command, generation, upscaling
@@ -26,6 +27,8 @@ from train.evaluate.upscaling import MEASURES, Figures, UpscalingReport, lanczos
 
 WAYS = ["truth", "bicubic", "Lanczos", "1 step, noise 0.1", "2 steps, noise 0.1", "4 steps, noise 0.1",
         "8 steps, noise 0.1", "4 steps, noise 0", "4 steps, noise 0.2", "4 steps, noise 0.3"]  # fmt: skip
+KEPT = ["truth", "bicubic", "Lanczos", "1 step, noise 0", "2 steps, noise 0", "4 steps, noise 0", "8 steps, noise 0",
+        "4 steps, noise 0.1", "4 steps, noise 0.2", "4 steps, noise 0.3"]  # clean clips, of which nothing is made up
 
 
 class Grainy:
@@ -33,10 +36,19 @@ class Grainy:
 
     config = superres_config("debug", noise=0.1, max_noise=0.3)
 
-    def upscale(self, video: Tensor, scale: int, *, steps: int, noise: float, seed: int) -> Tensor:
+    def __init__(self) -> None:
+        self.kept = set[bool]()
+
+    def upscale(
+        self, video: Tensor, scale: int, *, rate: int = 1, steps: int = 4, noise: float = 0.1, seed: int,
+        keep: bool = False, text: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        self.kept.add(keep)
         large = upsample(video, scale)
+        if text is not None:
+            return -large
         grain = torch.randn(1, 3, 1, *large.shape[3:], generator=torch.Generator().manual_seed(seed))
-        return (large + noise * grain).clamp(-1, 1)
+        return in_between((large + noise * grain).clamp(-1, 1), rate)
 
 
 @pytest.fixture(scope="module")
@@ -57,24 +69,62 @@ def means(report: UpscalingReport) -> dict[tuple[str, str], SimpleNamespace]:
 
 
 def test_every_way_is_measured_on_both_parts(poet: AVPoet, capsys: pytest.CaptureFixture[str]) -> None:
-    report = superres_suite(poet, 2, scale=2)
+    report = superres_suite(poet, 2, scale=2, only=["clean", "decoded"])
     of = means(report)
-    assert list(of) == [(part, way) for part in ("clean", "decoded") for way in WAYS]
+    assert list(of) == [*(("clean", way) for way in KEPT), *(("decoded", way) for way in WAYS)]
     assert all(len(v) == 2 for row in report.rows for v in row.values.values())
-    for part in ("clean", "decoded"):
+    for part, least in (("clean", "4 steps, noise 0.1"), ("decoded", "1 step, noise 0.1")):
         truth = of[part, "truth"]
         assert (truth.psnr, truth.gmsd, truth.detail, truth.seconds) == (100, 0, 1, None)
         silent = of[part, "4 steps, noise 0"]
         assert silent.psnr == of[part, "bicubic"].psnr and silent.seconds > 0
-        plain, noisy, noisier = (of[part, name] for name in ("bicubic", "1 step, noise 0.1", "4 steps, noise 0.3"))
+        plain, noisy, noisier = (of[part, name] for name in ("bicubic", least, "4 steps, noise 0.3"))
         assert plain.psnr > noisy.psnr > noisier.psnr and plain.flicker < noisy.flicker < noisier.flicker
         assert plain.detail < noisy.detail < noisier.detail and noisy.detail_off < noisier.detail_off
-    assert of["clean", "bicubic"].detail < 1 < of["clean", "1 step, noise 0.1"].detail
+    assert of["clean", "bicubic"].detail < 1 < of["clean", "4 steps, noise 0.1"].detail
     assert of["clean", "bicubic"].psnr > of["decoded", "bicubic"].psnr + 5  # an untrained tokenizer keeps little
     assert of["clean", "truth"].kept < 1 < of["decoded", "truth"].kept
     assert report.conditions["clip"] == "9 frames of 32x32 at 8 a second" and report.conditions["split"] == "test"
     assert report.markdown().count("\n| clean |") == len(WAYS)
     assert "2/2" in capsys.readouterr().err
+
+
+def test_frames_between_are_measured_beside_plain_interpolation(poet: AVPoet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upscaling, "_small", lambda poet, truth, scale, decoded: small_of(truth, scale))
+    of = means(superres_suite(poet, 1, scale=2, only=["between"], progress=False))
+    ways = ["truth", "bicubic, blend", "bicubic, optical flow", "head, blend", "head, rate 2"]
+    assert list(of) == [("between", way) for way in ways]
+    assert of["between", "truth"].psnr == 100 and of["between", "truth"].kept is None
+    video = Playground("test").batch([0], MediaSpec(17, 32, 16.0), audio=False).video
+    assert video is not None
+    truth = generation.to_frames(video)
+    large = upsample(small_of(truth[:, ::2], 2), 2)
+    noisy = poet.superres_head.upscale(small_of(truth[:, ::2], 2), 2, steps=4, noise=0.1, seed=0)  # its own noise
+    for way, frames in (
+        ("bicubic, blend", (large[:, :, 1:] + large[:, :, :-1]) / 2), ("bicubic, optical flow", in_between(large, 2)),
+        ("head, blend", (noisy[:, :, 1:] + noisy[:, :, :-1]) / 2), ("head, rate 2", in_between(noisy, 2)),
+    ):  # fmt: skip
+        made = generation.to_frames(frames[:, :, 1::2] if frames.shape[2] == 17 else frames)
+        by_hand = psnr(generation.to_unit(made), generation.to_unit(truth[:, 1::2]))
+        assert of["between", way].psnr == pytest.approx(float(by_hand), abs=2e-3), way
+
+
+def small_of(truth: Tensor, scale: int) -> Tensor:
+    return generation.to_network(generation.to_frames(downsample(generation.to_network(truth), scale)))
+
+
+def test_clean_clips_are_kept_and_decoded_ones_may_be_mended(poet: AVPoet) -> None:
+    for part, keep in (("clean", True), ("decoded", False)):
+        poet.superres_head = head = Grainy()  # type: ignore[assignment]
+        superres_suite(poet, 1, scale=2, only=[part], progress=False)
+        assert head.kept == {keep}
+
+
+def test_a_head_that_looks_at_text_is_also_told_the_caption(poet: AVPoet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Grainy, "config", replace(Grainy.config, text_size=poet.codec.text.vocab_size))
+    of = means(superres_suite(poet, 1, scale=2, only=["clean"], progress=False))
+    assert list(of)[-1] == ("clean", "4 steps, noise 0, caption")
+    assert of["clean", "4 steps, noise 0, caption"].psnr < 20 < of["clean", "4 steps, noise 0"].psnr
 
 
 class Knowing:
@@ -85,7 +135,10 @@ class Knowing:
     def __init__(self, seed: int) -> None:
         self.world, self.first, self.asked = Playground("test", seed=seed), seed, set[tuple[int, float, int]]()
 
-    def upscale(self, video: Tensor, scale: int, *, steps: int, noise: float, seed: int) -> Tensor:
+    def upscale(
+        self, video: Tensor, scale: int, *, steps: int, noise: float, seed: int, keep: bool, text: Tensor | None
+    ) -> Tensor:
+        assert text is None and not keep
         if video.shape[2] < 9:  # to warm up
             return upsample(video, scale)
         self.asked.add((steps, noise, seed))
@@ -111,7 +164,7 @@ def test_files_are_measured_too(poet: AVPoet, tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "still.png")
     report = superres_suite(poet, 1, data=[str(tmp_path)], only=["clean"], progress=False)
     of = means(report)
-    assert max(of["clean", way].flicker for way in WAYS) < 1e-3  # noise stands still, too
+    assert max(of["clean", way].flicker for way in KEPT) < 1e-3  # noise stands still, too
     truth = torch.from_numpy(pixels[None, None, :, 8:72])  # cropped square
     small = generation.to_frames(downsample(generation.to_network(truth), 4))
     made = generation.to_frames(upsample(generation.to_network(small), 4))
@@ -172,9 +225,9 @@ def test_the_command_compares_with_another_head(
     assert command.run(arguments(debug_model, "--suite", "superres", "--out", str(out), *options)) == 0
     table, line = capsys.readouterr().out.strip().rsplit("\n", 1)
     result = json.loads(line)
-    assert [row["method"] for row in result["rows"]] == [*WAYS, "regression"]
+    assert [row["method"] for row in result["rows"]] == [*KEPT, "regression"]
     assert {row["part"] for row in result["rows"]} == {"clean"}
-    plain, silent, other_s = (r["psnr"] for r in result["rows"] if r["method"] in ("bicubic", WAYS[7], "regression"))
+    plain, silent, other_s = (r["psnr"] for r in result["rows"] if r["method"] in ("bicubic", KEPT[5], "regression"))
     assert plain == silent == other_s  # an untrained head changes nothing
     assert result["conditions"]["command"].endswith(shlex.join([*options, "--device", "cpu"]))
     assert (result["conditions"]["data"], result["conditions"]["scale"]) == (str(still), 2)
@@ -200,6 +253,7 @@ def test_wrong_requests_are_told_before_any_work(
         ({"n": 1, "scale": 3}, "scale of 2 or 4"),
         ({"n": 1, "only": ["colour"]}, "expected some of clean, decoded"),
         ({"n": 1, "data": str(tmp_path / "no")}, "no such folder"),
+        ({"n": 1, "only": ["between"], "data": str(tmp_path)}, "between: only of the playground"),
     ):
         with pytest.raises(InputError, match=message):
             superres_suite(poet, **values)  # type: ignore[arg-type]

@@ -97,7 +97,7 @@ def test_a_regression_network_says_that_it_takes_one_step_without_noise(debug_mo
     training = replace(CHAINS["debug"].superres_training, regression=True)
     stages.train_superres(tmp_path, options, debug_model, training=training)
     head = SuperRes.from_pretrained(tmp_path)
-    assert head.config == superres_config("debug", steps=1, max_noise=0.0)
+    assert head.config == superres_config("debug", steps=1, max_noise=0.0, text_size=head.config.text_size)
     small = torch.rand(1, 3, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert torch.equal(head.upscale(small), head.upscale(small, steps=1, noise=0.0))
     assert not torch.equal(head.upscale(small), head.upscale(small, steps=4))
@@ -105,12 +105,23 @@ def test_a_regression_network_says_that_it_takes_one_step_without_noise(debug_mo
         head.upscale(small, noise=0.1)
 
 
+def test_a_regression_network_may_begin_as_a_trained_head(debug_model: Path, tmp_path: Path) -> None:
+    options = stages.Options(preset="debug", steps=1, device="cpu")
+    stages.train_superres(tmp_path / "head", options, debug_model)
+    training = replace(CHAINS["debug"].superres_training, regression=True, lr=1e-9)
+    stages.train_superres(tmp_path / "regression", options, debug_model, tmp_path / "head", training)
+    made, head = (SuperRes.from_pretrained(tmp_path / name) for name in ("regression", "head"))
+    assert made.config == replace(head.config, steps=1, max_noise=0.0)
+    for name, tensor in head.state_dict().items():
+        assert torch.allclose(made.state_dict()[name], tensor, atol=1e-6), name
+
+
 def test_the_benchmark_trains_a_regression_network_for_steps_or_minutes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked, before = [], CHAINS["debug"]
-    monkeypatch.setattr(stages, "train_superres", lambda out, options, tokenizers, training: asked.append(
-        (options.steps, options.minutes, options.data_weights, training)))  # fmt: skip
+    monkeypatch.setattr(stages, "train_superres", lambda out, options, tokenizers, init, training: asked.append(
+        (options.steps, options.minutes, options.data_weights, init, training)))  # fmt: skip
     script = Path(__file__).parents[1] / "benchmarks/superres_training.py"
 
     def run(*words: str) -> None:
@@ -118,9 +129,10 @@ def test_the_benchmark_trains_a_regression_network_for_steps_or_minutes(
         runpy.run_path(str(script), run_name="__main__")
 
     run("--steps", "3")
-    run("--max-minutes", "0.5", "--data", "playground", "playground", "--data-weights", "0.2", "0.8")
+    run("--max-minutes", "0.5", "--data", "playground", "playground", "--data-weights", "0.2", "0.8", "--init", "y")
     training = replace(before.superres_training, regression=True)
-    assert asked == [(3, None, None, training), (None, 0.5, (0.2, 0.8), training)] and CHAINS["debug"] is before
+    assert asked == [(3, None, None, None, training), (None, 0.5, (0.2, 0.8), Path("y"), training)]
+    assert CHAINS["debug"] is before
     for words, message in (((), "one of the arguments"), (("--steps", "3", "--max-minutes", "1"), "not allowed with")):
         with pytest.raises(SystemExit):
             run(*words)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tokenizers_av.superres import SuperRes, downsample, superres_config, upsample
+from tokenizers_av.text import TextTokenizer
 from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
 from train.cli import main
 from train.data import MediaBatch, MediaSpec, open_source
@@ -21,7 +22,9 @@ from train.loop import LoopConfig, fit
 from train.superres import FLOOR, STEADY, Pairs, SuperResJob
 from train.superres_training import SuperResTraining
 
-CLEAN = SuperResTraining(n_frames=5, crop=32, clean_share=1.0, camera_share=0.0, half_share=0.0)
+CLEAN = SuperResTraining(
+    n_frames=5, crop=32, clean_share=1.0, camera_share=0.0, half_share=0.0, text_share=1.0
+)
 
 
 def make_job(training: SuperResTraining = CLEAN, size: int = 64) -> SuperResJob:
@@ -120,6 +123,20 @@ def test_crops_are_cut_everywhere_from_all_clips() -> None:
     assert set(top) == set(left) == {0, 8, 16, 24, 32} and len(set(zip(top, left))) > 15
 
 
+def test_captions_are_told_to_a_head_that_looks_at_text(debug_model: Path) -> None:
+    words = TextTokenizer.from_pretrained(debug_model / "text_tokenizer")
+    job = make_job()
+    assert drawn(job).text is None
+    job.text = words
+    told = drawn(job).text
+    caption = job.train.batch(range(2), replace(job.spec), audio=False).captions[1]
+    assert told is not None and told.shape == (4, 64)
+    assert [i for i in told[3].tolist() if i >= 0] == words.encode(caption)
+    job.training = replace(CLEAN, text_share=0.0)
+    untold = drawn(job).text
+    assert untold is not None and (untold == -1).all() and len(untold) == 4
+
+
 def test_no_clip_is_seen_twice() -> None:
     job = make_job()
     job.train = chart = Chart()
@@ -153,7 +170,7 @@ def test_evaluation_sets_the_head_beside_bicubic_on_decoded_test_clips() -> None
     grey, bicubic = (float(psnr((x + 1) / 2, (large + 1) / 2).mean()) for x in (0 * large, upsample(low, 4)))
     assert job.evaluate(job.model, 2) == pytest.approx({"psnr": grey, "bicubic_psnr": bicubic, "n": 2})
     assert torch.equal(torch.cat([given for given, *_ in calls]), low)
-    assert [call[1:] for call in calls] == [(4, {})] * 2  # as its config says
+    assert [call[1:] for call in calls] == [(4, {"steady": False})] * 2  # steps and noise as its config says
 
 
 def test_the_loss_is_least_for_the_true_detail() -> None:
@@ -210,8 +227,8 @@ def test_the_network_sees_the_line_from_the_noisy_base_to_the_large_clip() -> No
     job, pairs = make_job(), noise_pairs(400, 2)
     model = Watched(pairs)
     job.loss(model, pairs, 0.0)
-    x, base, time, noise, scale = model.given
-    assert base is pairs.base and scale == pairs.scale
+    x, base, time, noise, *rest = model.given
+    assert base is pairs.base and rest == [pairs.scale, pairs.text]
     assert 0.4 < (time == 0).float().mean() < 0.6 and 0.95 < time.max() <= 1
     assert 0.95 < noise.max() / job.model.config.max_noise <= 1
     left = 1 - time.view(-1, 1, 1, 1, 1)
@@ -240,7 +257,7 @@ def test_regression_sees_neither_noise_nor_later_times() -> None:
     model = Watched(pairs)
     model.detail = torch.zeros_like(pairs.base)
     _, metrics = job.loss(model, pairs, 0.0)
-    x, base, time, noise, _ = model.given
+    x, base, time, noise, *_ = model.given
     assert torch.equal(x, base) and not time.any() and not noise.any()
     assert float(metrics["psnr"]) == pytest.approx(float(metrics["bicubic"]))
 
@@ -293,15 +310,21 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) ->
 
 
 def test_the_command_leaves_a_head_that_opens(debug_model: Path, tmp_path: Path, capsys) -> None:
-    words = ["superres", "--preset", "debug", "--steps", "2", "--device", "cpu", "--out"]
-    assert main([*words, str(tmp_path / "superres"), "--tokenizers", str(debug_model)]) == 0
+    command = ["superres", "--preset", "debug", "--steps", "2", "--device", "cpu", "--out"]
+    assert main([*command, str(tmp_path / "superres"), "--tokenizers", str(debug_model)]) == 0
     metrics = json.loads(capsys.readouterr().out)
     assert metrics["n"] == 16 and metrics["bicubic_psnr"] > 5
     head = SuperRes.from_pretrained(tmp_path / "superres")
+    words = TextTokenizer.from_pretrained(debug_model / "text_tokenizer")
     assert head.config == superres_config("debug")
+    assert main([*command, str(tmp_path / "told"), "--tokenizers", str(debug_model), "--captions"]) == 0
+    told = SuperRes.from_pretrained(tmp_path / "told")
+    assert told.config == superres_config("debug", text_size=words.vocab_size)
+    again = [*command, str(tmp_path / "again"), "--tokenizers", str(debug_model), "--init", str(tmp_path / "told")]
+    assert main(again) == 2 and "--captions as it was trained" in capsys.readouterr().err
     assert list((tmp_path / "superres/train/samples").glob("*.png"))
     assert (
-        main([*words, str(tmp_path / "more"), "--tokenizers", str(debug_model), "--init", str(tmp_path / "superres")])
+        main([*command, str(tmp_path / "more"), "--tokenizers", str(debug_model), "--init", str(tmp_path / "superres")])
         == 0
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 SCALES = (2, 4)  # enlargements of height and width
 STEPS = (1, 2, 4, 8)  # of the sampler
+RATES = (1, 2, 3)  # how many frames are made of one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +19,11 @@ class SuperResConfig:
     dims: tuple[int, int] = (64, 128)  # channels at each resolution
     n_blocks: int = 3  # residual blocks at the finer resolution, on the way in and again on the way out
     n_inner_blocks: int = 8  # at the coarser resolution
-    code_dim: int = 64  # of the embedding of time, noise level and scale
+    code_dim: int = 64  # of the embedding of time, noise level, scale and text
+    text_size: int = 0  # ids of the text tokenizer that it looks at; with 0 at no text
     max_noise: float = 0.15  # highest noise level it has learned, on the scale of pixels in [-1, 1]
     steps: int = 4  # of the sampler, unless asked otherwise
-    noise: float = 0.0  # the sampler's noise level, unless asked otherwise
+    noise: float = 0.0  # the sampler's noise level where clips may be mended, unless asked otherwise
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dims", tuple(self.dims))  # a list where it comes from JSON
@@ -30,6 +32,8 @@ class SuperResConfig:
         for name in ("patch", "n_blocks", "n_inner_blocks", "code_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: need at least 1")
+        if self.text_size < 0:
+            raise ValueError(f"text_size={self.text_size}: need 0 or more")
         if not 0 <= self.max_noise < math.inf:
             raise ValueError(f"max_noise={self.max_noise}: need a number, 0 or more")
         check_sampling(self, self.steps, self.noise)
@@ -44,6 +48,12 @@ def check_scale(scale: int) -> None:
     """Raise ValueError for an enlargement that heads do not learn."""
     if scale not in SCALES:
         raise ValueError(f"scale={scale}: expected {' or '.join(map(str, SCALES))}")
+
+
+def check_rate(rate: int) -> None:
+    """Raise ValueError for a number of frames that is not made of one."""
+    if rate not in RATES or isinstance(rate, float | bool):
+        raise ValueError(f"rate={rate}: expected {', '.join(map(str, RATES[:-1]))} or {RATES[-1]}")
 
 
 def check_sampling(config: SuperResConfig, steps: int, noise: float) -> None:

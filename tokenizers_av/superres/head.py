@@ -5,7 +5,8 @@ arXiv:2502.05179): x_0 = upsampled clip + noise level * noise, x_1 = large clip,
 network predicts x_1, from which the velocity (x_1 - x_t) / (1 - t) follows (arXiv:2511.13720): it need not predict the
 noise. Noise gives detail something to grow from: without any, the flow ends near the mean of all large clips that fit,
 which is blurred. It is the same in every frame, so that what stands still does not flicker. For the same reason detail
-is cored: what is below half a grey level is none, and flat areas, which have none, stay as they are.
+is cored: what is below half a grey level is none, and flat areas, which have none, stay as they are; and frames are
+mixed with what moves along from the frame before.
 
 Every layer is causal in time and every step of the sampler carries its own state, so a clip of any length goes through
 one frame at a time, in constant memory; there are no windows that could be told from the whole.
@@ -21,12 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_av.hub import HubModel
-from tokenizers_av.superres.config import SuperResConfig, check_sampling, check_scale
+from tokenizers_av.superres.config import SuperResConfig, check_rate, check_sampling, check_scale
+from tokenizers_av.superres.motion import frames_between, steadied
 from tokenizers_av.superres.network import DetailNet
 from tokenizers_av.video.layers import Flow
 from tokenizers_av.video.tokenizer import check_video
 
 CORING = 1 / 255  # detail that is taken as none: half a grey level
+SLACK = 3 / 255  # a difference from the small frames that need not be undone: one and a half grey levels
 
 
 class SuperRes(nn.Module, HubModel):
@@ -37,24 +40,35 @@ class SuperRes(nn.Module, HubModel):
         self.config = SuperResConfig(**config) if isinstance(config, dict) else config
         self.net = DetailNet(self.config)
 
-    def forward(self, x: Tensor, base: Tensor, time: Tensor, noise: Tensor, scale: int) -> Tensor:
+    def forward(
+        self, x: Tensor, base: Tensor, time: Tensor, noise: Tensor, scale: int, text: Tensor | None = None
+    ) -> Tensor:
         """Detail (B, T, sH, sW, 3) of whole clips, for training; see `DetailNet`."""
-        return self.net(x - base, base, time, noise, scale, Flow())
+        return self.net(x - base, base, time, noise, scale, text, Flow())
 
     def upscale(
-        self, video: Tensor, scale: int = 4, *, steps: int | None = None, noise: float | None = None, seed: int = 0
-    ) -> Tensor:
-        """Video (B, 3, T, scale * H, scale * W) in [-1, 1] of video (B, 3, T, H, W) in [-1, 1], any T, H and W >= 1.
+        self, video: Tensor, scale: int = 4, *, rate: int = 1, steps: int | None = None, noise: float | None = None,
+        seed: int = 0, keep: bool = False, steady: bool = True, text: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(B, 3, rate * T, scale * H, scale * W) in [-1, 1] of video (B, 3, T, H, W) in [-1, 1], any T, H and W >= 1.
 
-        steps: 1, 2, 4 or 8; noise: 0 (nothing is made up) to `config.max_noise`; None is the head's own setting.
+        rate: 1, 2 or 3 times as many frames, see `frames_between`; the last given one stands for those after it. steps:
+        1, 2, 4 or 8; noise: 0 (nothing is made up) to `config.max_noise`; None is the head's own setting. keep: made
+        small again, frames are what went in to one or two grey levels, and None is no noise; without it, what is wrong
+        in that may be mended. steady: frames are mixed with what moves along from the frame before, see `steadied`.
+        text: ids (1, L) or (B, L) of what is seen, -1 where there is none, for a head that was trained with text.
         Raises ValueError for other values.
         """
-        return torch.cat(list(self.upscale_stream([video], scale, steps=steps, noise=noise, seed=seed)), dim=2)
+        frames = self.upscale_stream(
+            [video], scale, rate=rate, steps=steps, noise=noise, seed=seed, keep=keep, steady=steady, text=text
+        )
+        return torch.cat(list(frames), dim=2)
 
     @torch.no_grad()
     def upscale_stream(
-        self, chunks: Iterable[Tensor], scale: int = 4, *, steps: int | None = None, noise: float | None = None,
-        seed: int = 0,
+        self, chunks: Iterable[Tensor], scale: int = 4, *, rate: int = 1, steps: int | None = None,
+        noise: float | None = None, seed: int = 0, keep: bool = False, steady: bool = True,
+        text: Tensor | None = None,
     ) -> Iterator[Tensor]:  # fmt: skip
         """Frames (B, 3, 1, scale * H, scale * W) in [-1, 1] one by one; joined they are those of `upscale`.
 
@@ -62,41 +76,84 @@ class SuperRes(nn.Module, HubModel):
         first frame is asked for, as `upscale` does; later for a chunk of another size, and where there are no frames.
         """
         steps = self.config.steps if steps is None else steps
-        noise = self.config.noise if noise is None else noise
+        if noise is None:
+            noise = 0.0 if keep else self.config.noise
         check_scale(scale)
+        check_rate(rate)
         check_sampling(self.config, steps, noise)
         flows = [Flow(tails={}) for _ in range(steps)]
         grain: Tensor | None = None  # (B, 1, sH, sW, 3), filled up to the stride
-        shape: torch.Size | None = None
-        for chunk in chunks:
-            check_video(chunk)
-            if shape is not None and (chunk.shape[0], *chunk.shape[3:]) != (shape[0], *shape[3:]):
-                raise ValueError(f"a chunk has shape {tuple(chunk.shape)} after {tuple(shape)}: "
-                                 "only the number of frames may change")  # fmt: skip
-            shape = chunk.shape
-            B, _, _, H, W = shape
-            for frame in chunk.split(1, dim=2):
-                base = upsample(frame.float(), scale).permute(0, 2, 3, 4, 1)
-                base = _fill(base, self.config.stride)
-                if grain is None:
-                    grain = _noise(base, seed) * noise
-                x = base + grain
-                for i, flow in enumerate(flows):
-                    time = torch.full((B,), i / steps, device=x.device)
-                    level = torch.full((B,), noise, device=x.device)
-                    gone = (x - base).to(self._dtype)
-                    detail = self.net(gone, base.to(self._dtype), time, level, scale, flow)
-                    left = steps - i  # of the line; a step goes along it by 1 / steps of the velocity
-                    x = x + (base + detail - x) / left
-                    flow.first = False
-                x = base + F.softshrink(x - base, CORING)
-                yield x[:, :, : scale * H, : scale * W].clamp(-1, 1).permute(0, 4, 1, 2, 3)
-        if shape is None:
+        last: Tensor | None = None
+        before: Tensor | None = None  # the last frame as the network left it
+        for frame in _frames(chunks):
+            B, _, _, H, W = frame.shape
+            base = upsample(frame, scale).permute(0, 2, 3, 4, 1)
+            base = _fill(base, self.config.stride)
+            if grain is None:
+                self._check_text(text, B)
+                grain = _noise(base, seed) * noise
+            x = base + grain
+            for i, flow in enumerate(flows):
+                time = torch.full((B,), i / steps, device=x.device)
+                level = torch.full((B,), noise, device=x.device)
+                gone = (x - base).to(self._dtype)
+                detail = self.net(gone, base.to(self._dtype), time, level, scale, text, flow)
+                left = steps - i  # of the line; a step goes along it by 1 / steps of the velocity
+                x = x + (base + detail - x) / left
+                flow.first = False
+            x = base + F.softshrink(x - base, CORING)
+            made = x[:, :, : scale * H, : scale * W].clamp(-1, 1).permute(0, 4, 1, 2, 3)
+            if steady:
+                drawn = made
+                if before is not None and last is not None:
+                    made = steadied(made[:, :, 0], before[:, :, 0], last[:, :, 0]).unsqueeze(2)
+                before = drawn
+            if keep:
+                made = _kept(made, frame)
+            if last is not None and rate > 1:
+                yield from (x.unsqueeze(2) for x in frames_between(last[:, :, 0], made[:, :, 0], rate))
+            last = made
+            yield made
+        if last is None:
             raise ValueError("no frames to enlarge, expected at least one")
+        for _ in range(1, rate):
+            yield last
+
+    def _check_text(self, text: Tensor | None, batch: int) -> None:
+        n = self.config.text_size
+        if text is None:
+            return
+        if n == 0:
+            raise ValueError("this head was trained without text")
+        fits = text.ndim == 2 and len(text) in (1, batch) and not text.is_floating_point()
+        if not fits or (text.numel() and not -1 <= text.min() <= text.max() < n):
+            raise ValueError(f"text: expected ids (B, L) in [0, {n}), or -1 where there is none")
 
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
+
+
+def _frames(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The frames (B, 3, 1, H, W) of chunks that follow each other, float32; raises ValueError where they do not."""
+    shape: torch.Size | None = None
+    for chunk in chunks:
+        check_video(chunk)
+        if shape is not None and (chunk.shape[0], *chunk.shape[3:]) != (shape[0], *shape[3:]):
+            raise ValueError(f"a chunk has shape {tuple(chunk.shape)} after {tuple(shape)}: "
+                             "only the number of frames may change")  # fmt: skip
+        shape = chunk.shape
+        yield from chunk.float().split(1, dim=2)
+
+
+def _kept(large: Tensor, small: Tensor) -> Tensor:
+    """The large frames nearer to what is `small` again, by back-projection (Irani & Peleg 1991) of what differs by more
+    than SLACK."""
+    scale = large.shape[-1] // small.shape[-1]
+    for _ in range(2):
+        missing = F.softshrink(small - downsample(large, scale), SLACK)
+        large = (large + upsample(missing, scale)).clamp(-1, 1)
+    return large
 
 
 def upsample(video: Tensor, scale: int) -> Tensor:

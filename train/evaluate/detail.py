@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.structure import BT709, dis_flow
+from tokenizers_av.optical_flow import BT709, dis_flow
 from tokenizers_av.superres import downsample
 
 STABILITY = 170.0  # of the gradients' similarity, in squared grey levels; Xue et al.'s own

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tasks.structure import luminance
+from tokenizers_av.optical_flow import luminance
 from train.data.playground.render import pixel_block
 from train.evaluate.tracking import MUTED, colour_plane
 

@@ -1,8 +1,9 @@
 """The super-resolution suite: small clips made large by plain resampling and by a head, beside the true large clips.
 
 The small clips are the true ones made small, as they are ("clean") and through the model's video tokenizer and back
-("decoded"), which is what a head is for. All clips are of the test split, and 8-bit frames wherever a file would be.
-Clips go through one at a time: seconds are those that somebody waits for one clip.
+("decoded"), which is what a head is for. "between" are the frames of twice the rate that lie between the decoded ones,
+by `rate` and by plain interpolation. All clips are of the test split, and 8-bit frames wherever a file would
+be. Clips go through one at a time: seconds are those that somebody waits for one clip.
 """
 # Shapes: T frames, H W height and width of the large frames, h w of the small ones
 
@@ -13,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tasks.errors import InputError
-from tokenizers_av.superres import SCALES, STEPS, downsample, upsample
+from tokenizers_av.superres import SCALES, STEPS, downsample, in_between, upsample
 from train.data import MediaSpec, Source, open_source
 from train.evaluate import generation
 from train.evaluate.detail import Motion, detail, flicker, gmsd, kept
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from tasks.pipeline import AVPoet
     from tokenizers_av.superres import SuperRes
 
-PARTS = ("clean", "decoded")
+PARTS = ("clean", "decoded", "between")
 MEASURES = {  # name -> what the column is called
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
@@ -48,17 +49,19 @@ LEGEND = (
     "Mean over clips ± half the 95 % interval; ↓ less is better. Detail: energy beyond what small frames can hold over "
     "that of the true clip, 1 is right, less is blur, more is noise; off: how many doublings from 1. Flicker: change "
     "along the true motion, the true clip's own is right. Kept: how far the large clip, made small again, is from the "
-    "small one. Flicker and kept in grey levels of 255. Truth: the true large clip itself."
+    "small one. Flicker and kept in grey levels of 255. Truth: the true large clip itself. Between: clips at twice the "
+    "rate of which every second frame is given; all but flicker is of the others."
 )
 
-Enlarge = Callable[[Tensor, int], Tensor]  # (1, 3, T, h, w) in [-1, 1], seed -> (1, 3, T, H, W) in [-1, 1]
+Enlarge = Callable[[Tensor, int, str], Tensor]  # (1, 3, T, h, w) in [-1, 1], seed, caption -> the same, large
+Tell = Callable[[str], Tensor | None]  # a caption -> ids (n,)
 
 
 @dataclass
 class Figures:
     """What one way to enlarge scores on each clip."""
 
-    part: str  # "clean" or "decoded"
+    part: str  # one of PARTS
     method: str
     values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURES})
 
@@ -110,10 +113,10 @@ class UpscalingReport:
     def to_json(self) -> str:
         """One line; figures that do not exist are null.
 
-        `over_bicubic` are differences from bicubic on the same clips, whose interval is narrower than that of the
-        figures: clips differ more than methods do.
+        `over_bicubic` are differences from bicubic, blended where frames lie between, on the same clips. Their interval
+        is narrower than that of the figures: clips differ more than methods do.
         """
-        plain = {row.part: row for row in self.rows if row.method == "bicubic"}
+        plain = {row.part: row for row in self.rows if row.method in ("bicubic", "bicubic, blend")}
         rows = []
         for row in self.rows:
             over = Figures(row.part, row.method, {
@@ -147,29 +150,38 @@ def superres_suite(
     layout, side = poet.config.layout, scale * poet.config.size[0]
     spec = MediaSpec(layout.n_frames, side, layout.fps, poet.codec.sample_rate)
     others = {name: other.to(poet.device, poet.dtype).eval() for name, other in (against or {}).items()}
-    ways = _ways(head, scale, others)
-    for way in ways.values():  # what is prepared once is no clip's time
-        way(torch.zeros(1, 3, 2, *poet.config.size, device=poet.device), seed)
-    parts = [part for part in PARTS if only is None or part in only]
-    figures = {(part, name): Figures(part, name) for part in parts for name in ("truth", *ways)}
+    parts = [p for p in PARTS if (p in only if only is not None else p != "between" or _is_playground(data))]
+    tell = poet.codec.encode_text if _is_playground(data) else None  # other data need not have captions
+    ways = {part: _between(head, scale) if part == "between" else
+            _rows(head, scale, others, tell, keep=part == "clean") for part in parts}  # fmt: skip
+    for way in ways[parts[0]].values():  # what is prepared once is no clip's time
+        way(torch.zeros(1, 3, 2, *poet.config.size, device=poet.device), seed, "")
+    figures = {(part, name): Figures(part, name) for part in parts for name in ("truth", *ways[part])}
     for i in _counted(n, "clips enlarged", progress):
-        video = source.batch([i], spec, audio=False).video
-        assert video is not None
-        truth = generation.to_frames(video)  # (1, T, H, W, 3) uint8
-        motion = Motion.of(truth[0])
-        for part in parts:
-            small = _small(poet, truth, scale, decoded=part == "decoded")
-            _measure(figures[part, "truth"].values, truth, truth, small, motion, scale, math.nan)
-            for name, way in ways.items():
-                begun = time.perf_counter()
-                made = generation.to_frames(way(small.to(poet.device), seed + i).cpu())
-                seconds = time.perf_counter() - begun
-                _measure(figures[part, name].values, made, truth, small, motion, scale, seconds)
+        for rate in sorted({2 if part == "between" else 1 for part in parts}):
+            n_frames = rate * (spec.n_frames - 1) + 1
+            clips = source.batch([i], replace(spec, n_frames=n_frames, fps=rate * spec.fps), audio=False)
+            assert clips.video is not None
+            truth = generation.to_frames(clips.video)  # (1, T, H, W, 3) uint8
+            motion, caption = Motion.of(truth[0]), "".join(clips.captions)
+            for part in [part for part in parts if (part == "between") == (rate == 2)]:
+                small = _small(poet, truth[:, ::rate], scale, decoded=part != "clean")
+                _measure(figures[part, "truth"].values, truth, truth, small, motion, scale, math.nan)
+                for name, way in ways[part].items():
+                    begun = time.perf_counter()
+                    made = generation.to_frames(way(small.to(poet.device), seed + i, caption).cpu())[:, :n_frames]
+                    seconds = time.perf_counter() - begun
+                    _measure(figures[part, name].values, made, truth, small, motion, scale, seconds)
     return UpscalingReport(list(figures.values()), {
         "suite": "superres", "split": "test", "data": data if isinstance(data, str) else " ".join(data), "n": n,
         "seed": seed, "scale": scale, "clip": f"{spec.n_frames} frames of {side}x{side} at {spec.fps:g} a second",
-        "head's own setting": _named(head.config.steps, head.config.noise), "threads": torch.get_num_threads(),
+        "head's own setting": _named(head.config.steps, head.config.noise) + " (clean 0)",
+        "threads": torch.get_num_threads(),
     })  # fmt: skip
+
+
+def _is_playground(data: str | Sequence[str]) -> bool:
+    return ([data] if isinstance(data, str) else list(data)) == ["playground"]
 
 
 def _checked(
@@ -184,6 +196,8 @@ def _checked(
         raise InputError(f"n={n}, seed={seed}, scale={scale}: need n >= 1, seed >= 0 and a scale of {scales}")
     if only is not None and (not only or set(only) - set(PARTS)):
         raise InputError(f"unknown part in {', '.join(only)!r}, expected some of {', '.join(PARTS)}")
+    if only is not None and "between" in only and not _is_playground(data):
+        raise InputError("between: only of the playground are there frames at exactly twice the rate")
     height, width = poet.config.size
     if height != width:
         raise InputError(f"this model makes frames of {height}x{width} pixels, the suite measures square ones")
@@ -193,21 +207,52 @@ def _checked(
         raise InputError(str(error)) from None
 
 
-def _ways(head: SuperRes, scale: int, against: Mapping[str, SuperRes]) -> dict[str, Enlarge]:
+def _rows(
+    head: SuperRes, scale: int, against: Mapping[str, SuperRes], tell: Tell | None, *, keep: bool
+) -> dict[str, Enlarge]:
     """Every way to enlarge, by the name of its row."""
-
-    def run(one: SuperRes, steps: int, noise: float) -> Enlarge:
-        return lambda small, seed: one.upscale(small, scale, steps=steps, noise=noise, seed=seed)
-
     own = head.config
     levels = [round(own.max_noise * share, 6) for share in (0, 1 / 3, 2 / 3, 1)]
-    settings = [(steps, own.noise) for steps in STEPS] + [(own.steps, noise) for noise in levels]
-    return {
-        "bicubic": lambda small, seed: upsample(small, scale),
-        "Lanczos": lambda small, seed: lanczos(small, scale),
-        **{_named(steps, noise): run(head, steps, noise) for steps, noise in settings},
-        **{name: run(other, 1, 0.0) for name, other in against.items()},
+    usual = 0.0 if keep else own.noise
+    settings = [(steps, usual) for steps in STEPS] + [(own.steps, noise) for noise in levels]
+    ways = {
+        "bicubic": lambda small, seed, caption: upsample(small, scale),
+        "Lanczos": lambda small, seed, caption: lanczos(small, scale),
+        **{_named(steps, noise): _by(head, scale, steps, noise, keep) for steps, noise in settings},
+        **{name: _by(other, scale, 1, 0.0, keep) for name, other in against.items()},
     }
+    if own.text_size and tell is not None:
+        ways[f"{_named(own.steps, usual)}, caption"] = _by(head, scale, own.steps, usual, keep, tell)
+    return ways
+
+
+def _between(head: SuperRes, scale: int) -> dict[str, Enlarge]:
+    """Every way to enlarge and to double the rate, by the name of its row."""
+    own = _by(head, scale, head.config.steps, head.config.noise, keep=False)
+    return {
+        "bicubic, blend": lambda small, seed, caption: _blended(upsample(small, scale)),
+        "bicubic, optical flow": lambda small, seed, caption: in_between(upsample(small, scale), 2),
+        "head, blend": lambda small, seed, caption: _blended(own(small, seed, caption)),
+        "head, rate 2": lambda small, seed, caption: head.upscale(small, scale, rate=2, seed=seed),
+    }
+
+
+def _by(head: SuperRes, scale: int, steps: int, noise: float, keep: bool, tell: Tell | None = None) -> Enlarge:
+    """A head at one setting; with `tell` it is told the caption."""
+
+    def enlarge(small: Tensor, seed: int, caption: str) -> Tensor:
+        ids = tell(caption) if tell is not None else None
+        text = None if ids is None else ids[None].to(small.device)
+        return head.upscale(small, scale, steps=steps, noise=noise, seed=seed, keep=keep, text=text)
+
+    return enlarge
+
+
+def _blended(video: Tensor) -> Tensor:
+    """(B, 3, T, H, W) -> (B, 3, 2 * T - 1, H, W): between two frames their mean."""
+    middle = (video[:, :, :-1] + video[:, :, 1:]) / 2
+    pairs = torch.stack([video[:, :, :-1], middle], dim=3).flatten(2, 3)
+    return torch.cat([pairs, video[:, :, -1:]], dim=2)
 
 
 def _named(steps: int, noise: float) -> str:
@@ -245,8 +290,12 @@ def _measure(
     scale: int,
     seconds: float,
 ) -> None:
-    """Add what a clip scores: made and truth (1, T, H, W, 3) uint8, small (1, 3, T, h, w) in [-1, 1]."""
+    """Add what a clip scores: made and truth (1, T, H, W, 3) uint8, small (1, 3, T, h, w) in [-1, 1]; where small is of
+    every second frame, the others are measured."""
     output, target = generation.to_unit(made), generation.to_unit(truth)
+    steady, between = flicker(output[0], motion), small.shape[2] < target.shape[2]
+    if between:
+        output, target = output[:, :, 1::2], target[:, :, 1::2]
     share = float(detail(output, target, scale))
     for name, value in {
         "psnr": float(psnr(output, target)),
@@ -254,8 +303,8 @@ def _measure(
         "gmsd": float(gmsd(output, target)),
         "detail": share,
         "detail_off": abs(math.log2(share)),
-        "flicker": flicker(output[0], motion),
-        "kept": float(kept(output, (small + 1) / 2)),
+        "flicker": steady,
+        "kept": math.nan if between else float(kept(output, (small + 1) / 2)),
         "seconds": seconds,
     }.items():
         values[name].append(value)
