@@ -137,6 +137,24 @@ def test_captions_are_told_to_a_head_that_looks_at_text(debug_model: Path) -> No
     assert untold is not None and (untold == -1).all() and len(untold) == 4
 
 
+def test_another_text_tokenizer_is_another_training(debug_model: Path) -> None:
+    job = make_job()
+    assert "text_tokenizer" not in job.settings
+    made_by = []
+    for text in (TextTokenizer.from_pretrained(debug_model / "text_tokenizer"), TextTokenizer.train(["a ball"], 300)):
+        job.text = text
+        made_by.append(job.settings["text_tokenizer"])
+    assert made_by[0] != made_by[1]
+
+
+def test_the_vectors_of_ids_are_no_matrix_to_orthogonalise() -> None:
+    job = make_job()
+    job.model = SuperRes(superres_config("debug", text_size=9))
+    words = job.model.net.embed.words
+    held = [type(o).__name__ for o in job.optimizers() if any(p is words for g in o.param_groups for p in g["params"])]
+    assert held == ["AdamW"]
+
+
 def test_no_clip_is_seen_twice() -> None:
     job = make_job()
     job.train = chart = Chart()
