@@ -160,7 +160,10 @@ def _superres(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--prompt", metavar="TEXT", help="what is seen, for a head that was trained with text")
     parser.add_argument("--steps", type=int, metavar="N", help="1, 2, 4 or 8; without it the head's own")
     parser.add_argument(
-        "--noise", type=float, metavar="S", help="what detail grows from; 0 makes nothing up; without it the head's own"
+        "--noise",
+        type=float,
+        metavar="S",
+        help="what detail grows from; 0 makes nothing up; without it 0, or with --mend the head's own",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same result")
     _model(parser)
