@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.check import check_opencv
 from tasks.errors import InputError
 from train.data import Source, open_source
 from train.loop import LoopConfig, fit, has_begun
@@ -334,6 +335,8 @@ def train_superres(
 
     chain = options.chain
     training = training or chain.superres_training
+    if tuple(options.data) != ("playground",):
+        check_opencv()  # only there the motion is known
     tokenizers = find_parts(tokenizers, ("video_tokenizer", *(["text_tokenizer"] if training.captions else [])))
     text = _open_text(tokenizers) if training.captions else None
     learned = {"steps": 1, "max_noise": 0.0} if training.regression else {}

@@ -137,6 +137,14 @@ def test_captions_are_told_to_a_head_that_looks_at_text(debug_model: Path) -> No
     assert untold is not None and (untold == -1).all() and len(untold) == 4
 
 
+def test_files_need_opencv_and_the_playground_does_not(debug_model: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("tasks.check.find_spec", lambda name: None)
+    words = ["superres", "--preset", "debug", "--steps", "1", "--device", "cpu", "--tokenizers", str(debug_model)]
+    assert main([*words, "--out", str(tmp_path / "a"), "--data", str(tmp_path)]) == 2
+    assert "pip install opencv-python-headless" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "b")]) == 0
+
+
 def test_another_text_tokenizer_is_another_training(debug_model: Path) -> None:
     job = make_job()
     assert "text_tokenizer" not in job.settings

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.check import check_opencv
 from tasks.errors import InputError
 from tokenizers_av.superres import SCALES, STEPS, downsample, in_between, upsample
 from train.data import MediaSpec, Source, open_source
@@ -191,6 +192,7 @@ def _checked(
     head = poet.superres_head
     if head is None:
         raise InputError("this model has no super-resolution head; `avpoet-train superres` trains one")
+    check_opencv()
     if n < 1 or seed < 0 or scale not in SCALES:
         scales = " or ".join(map(str, SCALES))
         raise InputError(f"n={n}, seed={seed}, scale={scale}: need n >= 1, seed >= 0 and a scale of {scales}")
