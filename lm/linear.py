@@ -1,8 +1,8 @@
 """Frozen weight matrices of the decoding steps, laid out once so that few rows are multiplied at memory speed.
 
 A step of decoding multiplies one row, or a few, by every matrix of the model: its time is that of reading the weights.
-On a CPU the usual kernels of torch reach a third to a half of the memory bandwidth for such products. `Packed` has its
-matrix in the layout of oneDNN (which torch.compile uses too); `Compiled` is a sum of products, which the compiler turns
+On a CPU the usual kernels of torch reach a third to a half of the memory bandwidth for such products. `OneDNN` has its
+matrix in the layout of that library (`tokenizers_av.packed`); `Compiled` is a sum of products, which the compiler turns
 into one loop over the matrix. `Int8` halves the bytes that a CPU reads: one scale per output, values of 8 bits; other
 devices are handed a copy of it in the dtype of the rows, which saves memory, not time.
 """
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FEW_ROWS = 4  # up to this many rows a product is bound by reading the matrix, not by multiplying
+from tokenizers_av.packed import FEW_ROWS, Packed
 
 
 class Linear:
@@ -41,32 +41,23 @@ class Linear:
         return other * self(x)
 
 
-class Packed(Linear):
-    """For a CPU: the matrix in oneDNN's blocked layout, what follows the product fused into it."""
+class OneDNN(Linear):
+    """For a CPU: what follows the product fused into it."""
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, FEW_ROWS)
-
-    @staticmethod
-    def can(weight: Tensor) -> bool:
-        """Whether this CPU and build of torch have it for `weight`."""
-        if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-            return False
-        return weight.dtype == torch.float32 or (
-            weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
+        self.packed = Packed(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+        return self.packed(x)
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, None, "add")
+        return self.packed.onto(x, other, "add")
 
     def silu(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "swish", [], "")
+        return self.packed(x, "swish")
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, None, "mul")
+        return self.packed.onto(x, other, "mul")
 
 
 class Compiled(Linear):
@@ -106,4 +97,4 @@ def frozen(weight: Tensor, dtype: torch.dtype, *, int8: bool = False, compiled: 
         return Int8(weight)
     if compiled:
         return Compiled(weight) if weight.device.type == "cpu" else Linear(weight)
-    return Packed(weight) if Packed.can(weight) else Linear(weight)
+    return OneDNN(weight) if Packed.can(weight) else Linear(weight)

@@ -104,14 +104,14 @@ def check_quantizer(model: AudioTokenizer) -> str:
     z = torch.randn(2, 64, model.config.codebook_dim, generator=torch.Generator().manual_seed(0)).to(device)
     quantizer.train()
     quantizer(z)  # makes the codebooks
-    books = quantizer.codebooks.float()
-    chosen = quantizer.encode(z)
-    decoded = quantizer.decode(chosen)
+    books = quantizer.frozen()
+    chosen = books.encode(z)
+    decoded = books.decode(chosen)
     z.requires_grad_()
     trained = quantizer(z)
     for what, ids, z_q in (("encoding", chosen, decoded), ("training", trained.ids, trained.z_q)):
         rest = z.detach()
-        for level, codes in enumerate(books):
+        for level, codes in enumerate(books.codes):
             distances = torch.cdist(rest.flatten(0, 1), codes, compute_mode="donot_use_mm_for_euclid_dist")
             taken = distances.gather(1, ids[:, level].flatten()[:, None])[:, 0]
             if wrong := int((taken > distances.amin(1) + 1e-3).sum()):
@@ -125,7 +125,8 @@ def check_quantizer(model: AudioTokenizer) -> str:
         raise Failed("no gradient passes from the codes to the latents: the encoder cannot learn")
     if (off := float((grad - w).abs().max())) > 1e-4:
         raise Failed(f"the gradient does not pass straight through the codes: it is changed by up to {off:.2g}")
-    return f"{len(books)} levels take the nearest of {books.shape[1]:,} codes, and the gradient passes straight through"
+    n_levels, n_codes, _ = books.codes.shape
+    return f"{n_levels} levels take the nearest of {n_codes:,} codes, and the gradient passes straight through"
 
 
 def noise(model: AudioTokenizer, n_samples: int) -> Tensor:

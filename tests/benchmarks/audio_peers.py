@@ -57,9 +57,9 @@ class Codec(Contestant):
 
 
 class Ours(Codec):
-    """Channels come last in it by construction, so there is no mode for that."""
+    """Channels come last in it by construction, and it computes in the dtype of its weights: no modes for either."""
 
-    modes = tuple(mode for mode in MODES if not mode.channels_last)
+    modes = tuple(mode for mode in MODES if not mode.channels_last and not mode.autocast)
 
     def __init__(self, config: AudioTokenizerConfig, name: str = "ours") -> None:
         super().__init__(AudioTokenizer(config))
@@ -205,6 +205,9 @@ class _Multiplications(TorchDispatchMode):
         packet = func._overloadpacket
         if packet in flop_registry:
             n = flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+            self.counts[out.dtype] = self.counts.get(out.dtype, 0) + n
+        elif packet is torch.ops.mkldnn._linear_pointwise:
+            n = 2 * args[0].shape[-1] * out.numel()
             self.counts[out.dtype] = self.counts.get(out.dtype, 0) + n
         elif packet is torch.ops.aten.mkldnn_rnn_layer:  # an LSTM layer: x (T, B, C), weights of x and of the state
             x, w_x, w_state = args[:3]

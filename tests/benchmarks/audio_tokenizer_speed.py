@@ -157,7 +157,6 @@ def benchmark(preset: str, seconds: float, n_rounds: int, n_trials: int, n_hops:
     streams = [
         {"dtype": mode.dtype, "mode": mode.name, **hop_by_hop(ours.in_mode(mode), mode, n_hops)}
         for mode in ours.modes
-        if not mode.autocast  # which converts the weights anew for every hop
     ]
     print(f"  {'hop by hop':<14} {'encode ms':>14} {'decode ms':>14} {'both ms':>14} {'slowest':>8} {'real time':>10}"
           f"   median / 95th percentile of {n_hops} hops, latency {streams[0]['latency_ms']:g} ms")  # fmt: skip

@@ -4,16 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lm.linear import FEW_ROWS, Compiled, Int8, Linear, Packed, frozen
+from lm.linear import FEW_ROWS, Compiled, Int8, Linear, OneDNN, Packed, frozen
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", [Linear, Packed, Compiled])
+@pytest.mark.parametrize("kind", [Linear, OneDNN, Compiled])
 @pytest.mark.parametrize("rows", [1, 2, FEW_ROWS + 3])
 def test_products_and_what_is_fused_into_them(kind, dtype, rows):
     torch.manual_seed(0)
     weight, x, other = torch.randn(24, 40, dtype=dtype), torch.randn(rows, 40, dtype=dtype), torch.randn(rows, 24)
-    if kind is Packed and not Packed.can(weight):
+    if kind is OneDNN and not Packed.can(weight):
         pytest.skip(f"no oneDNN products in {dtype} on this machine")
     layer, product = kind(weight), F.linear(x.double(), weight.double())
     tolerance = {"atol": 1e-4, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.3, "rtol": 0.02}
@@ -45,13 +45,18 @@ def test_the_layout_is_chosen_by_what_the_step_needs():
     assert type(frozen(weight, torch.float32, compiled=True)) is Compiled
     assert type(frozen(weight, torch.float64)) is Linear
     assert type(frozen(weight.to("meta"), torch.float32, compiled=True)) is Linear
-    assert type(frozen(weight, torch.float32)) is (Packed if Packed.can(weight) else Linear)
+    assert type(frozen(weight, torch.float32)) is (OneDNN if Packed.can(weight) else Linear)
 
 
-def test_rows_are_multiplied_alike_whatever_stands_beside_them():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inputs", [64, 1536, 3072])  # for a single row of many inputs there are kernels of their own
+def test_rows_are_multiplied_alike_whatever_stands_beside_them(dtype, inputs):
     torch.manual_seed(0)
-    for dtype in (torch.float32, torch.bfloat16):
-        layer, x = frozen(torch.randn(96, 64), dtype), torch.randn(32, 64).to(dtype)
-        whole = layer(x)
-        for rows in (2, 4, 6, 16):
-            assert torch.equal(layer(x[:rows]), whole[:rows]), (dtype, rows)
+    layer, x = frozen(torch.randn(512, inputs), dtype), torch.randn(32, inputs).to(dtype)
+    other = torch.randn(32, 512).to(dtype)
+    for rows in (1, 2, 4, 5, 6, 16):
+        few, beside = x[:rows], other[:rows]
+        assert torch.equal(layer(few), layer(x)[:rows]), rows
+        assert torch.equal(layer.silu(few), layer.silu(x)[:rows]), rows
+        assert torch.equal(layer.plus(few, beside), layer.plus(x, other)[:rows]), rows
+        assert torch.equal(layer.times(few, beside), layer.times(x, other)[:rows]), rows

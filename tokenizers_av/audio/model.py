@@ -13,12 +13,9 @@ from torch import Tensor, nn
 
 from tokenizers_av.audio.config import AudioTokenizerConfig
 from tokenizers_av.audio.quantizer import ResidualQuantizer
-from tokenizers_av.audio.seanet import Decoder, Encoder, Tails
+from tokenizers_av.audio.seanet import Decoder, Encoder, Stream
 
-# frames that are always encoded together: a product of fewer rows is rounded in another way, and an id may turn. With
-# whole groups the ids of all chunkings are equal on CPUs; other devices may round large products otherwise, too
-GROUP = 4
-PIECE = 256  # frames that are computed at once, a multiple of GROUP; more would take memory and no less time
+PIECE = 256  # frames that are computed at once; more would take memory and no less time
 
 
 @dataclass
@@ -102,33 +99,29 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """For each chunk (B, n), any n >= 0, the ids (B, Q, m) of the frames it completes; joined, those of `encode`.
 
-        Nothing waits for later samples: a hop of samples gives one frame. A group of frames that is not complete is
-        encoded with zeros in its place, and again when more of it has come, so that its arithmetic is always the same.
+        Nothing waits for later samples: a hop of samples gives one frame. On CPUs with oneDNN all chunkings give equal
+        ids; other devices may round a product of few rows otherwise.
         """
-        hop, tails, n_given = self.hop_length, Tails(), 0
-        waiting: Tensor | None = None  # (B, n) samples of the group that is not complete
+        hop, stream, codebooks = self.hop_length, Stream(), self.quantizer.frozen()
+        waiting: Tensor | None = None  # (B, n) samples of the frame that is not complete
         for chunk in chunks:
             check_samples(chunk)
             if waiting is not None and len(chunk) != len(waiting):
                 raise ValueError(f"a chunk of {len(chunk)} sounds after {len(waiting)}: only the length may change")
             waiting = chunk if waiting is None else torch.cat([waiting, chunk], dim=1)
+            n = waiting.shape[1] // hop * hop
             ids = [torch.zeros(len(chunk), self.n_codebooks, 0, dtype=torch.int64, device=chunk.device)]
-            while waiting.shape[1] >= GROUP * hop:
-                n = min(waiting.shape[1] // (GROUP * hop) * GROUP, PIECE) * hop
-                ids.append(self._ids(waiting[:, :n], tails))
-                waiting, tails = waiting[:, n:], Tails(tails.after)
-            n_begun = waiting.shape[1] // hop
-            if n_begun > (n_given if len(ids) == 1 else 0):
-                group = F.pad(waiting[:, : n_begun * hop], (0, (GROUP - n_begun) * hop))
-                ids.append(self._ids(group, Tails(tails.before))[..., :n_begun])
-            yield torch.cat(ids, dim=-1)[..., n_given:]
-            n_given = n_begun
+            for start in range(0, n, PIECE * hop):
+                piece = waiting[:, start : min(start + PIECE * hop, n)]
+                ids.append(codebooks.encode(self.encoder(piece.to(self._dtype), stream)))
+            waiting = waiting[:, n:]
+            yield torch.cat(ids, dim=-1)
 
     @torch.no_grad()
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """For each chunk of ids (B, k, m), any m >= 0, its samples (B, m * hop_length); joined, those of `decode`
         up to rounding."""
-        tails = Tails()
+        stream, codebooks = Stream(), self.quantizer.frozen()
         shape: torch.Size | None = None
         for chunk in chunks:
             self._check_ids(chunk)
@@ -139,9 +132,8 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
             shape = chunk.shape
             samples = []
             for piece in chunk.split(PIECE, dim=2):
-                latents = self.quantizer.decode(piece.long()).to(self._dtype)
-                samples.append(self.decoder(latents, tails).float().clamp(-1, 1))
-                tails = Tails(tails.after)
+                latents = codebooks.decode(piece.long()).to(self._dtype)
+                samples.append(self.decoder(latents, stream).float().clamp(-1, 1))
             yield torch.cat(samples, dim=1)
 
     def forward(self, samples: Tensor, bypass: Tensor | None = None) -> AudioOutput:
@@ -153,16 +145,13 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
         if self.training:
             q = self.quantizer(z, bypass)
             return AudioOutput(self.decoder(q.z_q).float(), q.ids, q.commit_loss)
-        ids = self.quantizer.encode(z)
-        return AudioOutput(self.decoder(self.quantizer.decode(ids).to(self._dtype)).float(), ids, z.new_zeros(()))
+        codebooks = self.quantizer.frozen()
+        ids = codebooks.encode(z)
+        return AudioOutput(self.decoder(codebooks.decode(ids).to(self._dtype)).float(), ids, z.new_zeros(()))
 
     @property
     def _dtype(self) -> torch.dtype:
         return self.decoder.out.weight.dtype
-
-    def _ids(self, samples: Tensor, tails: Tails) -> Tensor:
-        """(B, F * hop_length) -> (B, Q, F)."""
-        return self.quantizer.encode(self.encoder(samples.to(self._dtype), tails))
 
     def _check_ids(self, ids: Tensor) -> None:
         """Raise ValueError unless ids are (B, k, F) integers of the first k levels, each in [0, codebook_size)."""

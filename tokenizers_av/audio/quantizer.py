@@ -1,10 +1,12 @@
 """Residual vector quantization (SoundStream III-C): each level codes what the levels before it left over.
 
 Training goes through `vector_quantize_pytorch.ResidualVQ`: k-means initialisation on the first batch, moving-average
-codebooks, replacement of dead codes. Encoding and decoding are plain look-ups in its codebooks, so that an untrained
+codebooks, replacement of dead codes. Encoding and decoding are plain look-ups in `Codebooks`, so that an untrained
 quantizer in eval mode is deterministic and never initialises itself from what it is asked to encode.
 """
 # Shapes: B batch, F latent frames, D = codebook_dim, Q = n_codebooks
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_av.audio.config import AudioTokenizerConfig
+from tokenizers_av.packed import frozen_linear
 
 GROWTH_WEIGHT = 0.1  # of the squared logarithm of a power above one
 
@@ -22,6 +25,29 @@ class Quantized:
     z_q: Tensor  # (B, F, D) sum of the kept levels' codes; the gradient passes straight through
     ids: Tensor  # (B, Q, F) int64, all levels
     commit_loss: Tensor  # () mean over levels, relative to the power of the latents; more where that is above one
+
+
+class Codebooks:
+    """Look-ups in codes (Q, K, D), in float32 whatever the precision round them."""
+
+    def __init__(self, codes: Tensor) -> None:
+        self.codes = codes.float()
+        # |r - c|^2 without the |r|^2 that all codes share
+        self._distances = [frozen_linear(-2 * level, level.square().sum(-1)) for level in self.codes]
+
+    def encode(self, z: Tensor) -> Tensor:
+        """Nearest codes, level after level: (B, F, D) -> (B, Q, F) int64."""
+        with torch.autocast(z.device.type, enabled=False):
+            residual, ids = z.detach().float(), []
+            for codes, distances in zip(self.codes, self._distances, strict=True):
+                ids.append(distances(residual).argmin(-1))
+                residual = residual - F.embedding(ids[-1], codes)
+        return torch.stack(ids, dim=1)
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """Sum of the codes of the levels given: (B, n_levels, F) -> (B, F, D)."""
+        levels = torch.arange(ids.shape[1], device=ids.device)[None, :, None]
+        return self.codes[levels, ids].sum(1)
 
 
 class ResidualQuantizer(nn.Module):
@@ -57,20 +83,9 @@ class ResidualQuantizer(nn.Module):
         """(Q, codebook_size, D) a copy of the codes."""
         return self.rvq.codebooks.detach()
 
-    def encode(self, z: Tensor) -> Tensor:
-        """Nearest codes, level after level: (B, F, D) -> (B, Q, F)."""
-        with torch.autocast(z.device.type, enabled=False):
-            residual, ids = z.detach().float(), []
-            for codes in self.codebooks.float():
-                # |r - c|^2 without the |r|^2 that all codes share
-                ids.append((codes.square().sum(-1) - 2 * residual @ codes.T).argmin(-1))
-                residual = residual - F.embedding(ids[-1], codes)
-        return torch.stack(ids, dim=1)
-
-    def decode(self, ids: Tensor) -> Tensor:
-        """Sum of the codes of the levels given: (B, n_levels, F) -> (B, F, D)."""
-        levels = torch.arange(ids.shape[1], device=ids.device)[None, :, None]
-        return self.codebooks[levels, ids].float().sum(1)
+    def frozen(self) -> Codebooks:
+        """The codebooks as they are now, ready to encode and decode."""
+        return Codebooks(self.codebooks)
 
     def forward(self, z: Tensor, bypass: Tensor | None = None) -> Quantized:
         """Quantize for training and move the codebooks: z (B, F, D); clips where `bypass` (B,) is True pass unchanged.

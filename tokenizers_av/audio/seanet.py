@@ -14,22 +14,31 @@ Choices that differ from the paper:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_av.audio.config import AudioTokenizerConfig
+from tokenizers_av.packed import frozen_linear
 
 
-@dataclass
-class Tails:
-    """What the convolutions have seen last, so that a signal can be computed in pieces: of the pieces before this one,
-    and of all with this one."""
+class Stream:
+    """Lets a network be computed in pieces: what its convolutions have seen last, and their matrices, laid out once.
 
-    before: dict[nn.Module, Tensor] = field(default_factory=dict)  # (B, context, C) of each convolution
-    after: dict[nn.Module, Tensor] = field(default_factory=dict)
+    The weights must not change while it is in use.
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[nn.Module, Tensor] = {}  # (B, context, C) of each convolution
+        self._products: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
+
+    def product(self, conv: CausalConv) -> Callable[[Tensor], Tensor]:
+        """(..., I) -> (..., O) with the weight of `conv`."""
+        if conv not in self._products:
+            self._products[conv] = frozen_linear(conv.weight)
+        return self._products[conv]
 
 
 class CausalConv(nn.Module):
@@ -47,16 +56,25 @@ class CausalConv(nn.Module):
         """How many past frames reach the output."""
         return (self.kernel_size - 1) * self.dilation
 
-    def forward(self, x: Tensor, tails: Tails | None = None) -> Tensor:
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, T, n_in) -> (B, T, n_out)."""
         if self.kernel_size > 1:
             n_frames = x.shape[1]
-            past = None if tails is None else tails.before.get(self)
+            past = None if stream is None else stream.seen.get(self)
             x = F.pad(x, (0, 0, self.context, 0)) if past is None else torch.cat([past, x], dim=1)
-            if tails is not None:
-                tails.after[self] = x[:, n_frames:].clone()  # a slice would keep all of it
+            if stream is not None:
+                stream.seen[self] = x[:, n_frames:].clone()  # a slice would keep all of it
             x = torch.cat([x[:, i : i + n_frames] for i in range(0, self.context + 1, self.dilation)], dim=-1)
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight) if stream is None else stream.product(self)(x)
+
+
+class ELU(nn.Module):
+    """ELU (arXiv:1511.07289). Without gradients each value gets the same bits wherever it stands: the loops of `F.elu`
+    end in other arithmetic than they begin, and a frame alone would differ from the frame in a sequence."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of any shape."""
+        return F.elu(x) if torch.is_grad_enabled() else torch.maximum(x, x.clamp(max=0).expm1_())
 
 
 class Snake(nn.Module):
@@ -74,7 +92,7 @@ class Snake(nn.Module):
 
 def activation(config: AudioTokenizerConfig, width: int) -> nn.Module:
     """What stands between the convolutions of `width` channels."""
-    return Snake(width) if config.activation == "snake" else nn.ELU()
+    return Snake(width) if config.activation == "snake" else ELU()
 
 
 class ResidualUnit(nn.Module):
@@ -86,9 +104,9 @@ class ResidualUnit(nn.Module):
         self.conv = CausalConv(width, width, config.kernel_size, dilation)
         self.out = CausalConv(width, width, zero=True)
 
-    def forward(self, x: Tensor, tails: Tails | None = None) -> Tensor:
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return x + self.out(self.act2(self.conv(self.act1(x), tails)))
+        return x + self.out(self.act2(self.conv(self.act1(x), stream)), stream)
 
 
 class Down(nn.Module):
@@ -100,10 +118,10 @@ class Down(nn.Module):
         self.act = activation(config, stride * n_in)
         self.conv = CausalConv(stride * n_in, n_out, zero=True)
 
-    def forward(self, x: Tensor, tails: Tails | None = None) -> Tensor:
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, stride * T, n_in) -> (B, T, n_out)."""
         x = x.reshape(x.shape[0], x.shape[1] // self.stride, self.stride * x.shape[2])
-        return F.adaptive_avg_pool1d(x, self.n_out) + self.conv(self.act(x))
+        return F.adaptive_avg_pool1d(x, self.n_out) + self.conv(self.act(x), stream)
 
 
 class Up(nn.Module):
@@ -118,9 +136,9 @@ class Up(nn.Module):
 
     source: Tensor  # (stride * n_out,) channels that are repeated
 
-    def forward(self, x: Tensor, tails: Tails | None = None) -> Tensor:
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, T, n_in) -> (B, stride * T, n_out)."""
-        y = x.index_select(-1, self.source) + self.conv(self.act(x))
+        y = x.index_select(-1, self.source) + self.conv(self.act(x), stream)
         return y.reshape(x.shape[0], x.shape[1] * self.stride, y.shape[2] // self.stride)
 
 
@@ -140,12 +158,12 @@ class Encoder(nn.Module):
         self.act = activation(config, widths[-1])
         self.out = CausalConv(widths[-1], config.codebook_dim)
 
-    def forward(self, samples: Tensor, tails: Tails | None = None) -> Tensor:
+    def forward(self, samples: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, F * hop_length) -> (B, F, codebook_dim)."""
         x = samples.reshape(samples.shape[0], samples.shape[1] // self.fold, self.fold)
         for layer in self.layers:
-            x = layer(x, tails)
-        return self.out(self.act(x))
+            x = layer(x, stream)
+        return self.out(self.act(x), stream)
 
 
 class Decoder(nn.Module):
@@ -163,9 +181,9 @@ class Decoder(nn.Module):
         self.act = activation(config, widths[-1])
         self.out = CausalConv(widths[-1], config.fold, config.kernel_size)
 
-    def forward(self, latents: Tensor, tails: Tails | None = None) -> Tensor:
+    def forward(self, latents: Tensor, stream: Stream | None = None) -> Tensor:
         """(B, F, codebook_dim) -> (B, F * hop_length)."""
         x = latents
         for layer in self.layers:
-            x = layer(x, tails)
-        return self.out(self.act(x), tails).flatten(1)
+            x = layer(x, stream)
+        return self.out(self.act(x), stream).flatten(1)
