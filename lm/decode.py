@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lm.cache import KVCache
 from lm.linear import Linear, frozen
-from lm.rotary import angles, rotate_, rotated
+from lm.rotary import angles
 from lm.transformer import LM, Block
 
 
@@ -27,11 +27,10 @@ class Places:
     """What new ids need to know of where they stand and what they predict; leading dimensions (n) or (R, n)."""
 
     embedding: Tensor  # (..., dim) of the place predicted
-    cos: Tensor  # (..., 1, D / 2)
-    sin: Tensor
+    turn: Tensor  # (..., 1, D / 2, 2) cosine and sine of the rotary angles
 
     def __getitem__(self, index: Any) -> Places:
-        return Places(self.embedding[index], self.cos[index], self.sin[index])
+        return Places(self.embedding[index], self.turn[index])
 
 
 class Decoder:
@@ -59,6 +58,9 @@ class Decoder:
                 weight = weight.float() * norm.detach().float() * config.dim**0.5
             return frozen(weight, dtype, int8=int8, compiled=compiled)
 
+        # the two halves of a head that are rotated against each other, as pairs side by side: complex numbers
+        pairs = torch.arange(self.D, device=self.device).view(2, -1).T.flatten()
+        qk = self.H + self.K
         self.layers = []
         for b in cast("Iterable[Block]", model.blocks):
             for linear in (b.attention.qkv, b.attention.out, b.mlp.gate_up, b.mlp.down):
@@ -67,8 +69,10 @@ class Decoder:
                                      "adapters first, model = model.merge_and_unload()")  # fmt: skip
             gate, up = b.mlp.gate_up.weight.chunk(2)
             before, after = b.attention_norm.weight, b.mlp_norm.weight
+            heads = b.attention.qkv.weight.detach().unflatten(0, (-1, self.D))
+            heads = torch.cat((heads[:qk, pairs], heads[qk:])).flatten(0, 1)
             self.layers.append((
-                matrix(b.attention.qkv.weight, before), b.attention.qk_norm.weight.detach().float() * self.D**0.5,
+                matrix(heads, before), b.attention.qk_norm.weight.detach().float()[..., pairs] * self.D**0.5,
                 matrix(b.attention.out.weight), matrix(gate, after), matrix(up, after), matrix(b.mlp.down.weight),
             ))  # fmt: skip
 
@@ -76,7 +80,7 @@ class Decoder:
         """The table for ids at positions (..., 3) that predict the ids at predicted (..., 3)."""
         phase = angles(positions.to(self.device, torch.float32), self.config).unsqueeze(-2)
         embedding = self.model.place_embedding(predicted.to(self.device, torch.float32))
-        return Places(embedding.to(self.dtype), phase.cos(), phase.sin())
+        return Places(embedding.to(self.dtype), torch.stack((phase.cos(), phase.sin()), dim=-1))
 
     def cache(self, n_rows: int, capacity: int) -> KVCache:
         return KVCache(self.config, n_rows, capacity, self.dtype, self.device)
@@ -105,13 +109,12 @@ class Decoder:
         Without it all see all; with it `stop` may be left to it. `step` is a compiled `forward`.
         """
         x = torch.add(places.embedding, self.model.embed_ids(ids).to(self.dtype), alpha=self.embed_scale)
-        return (step or self.forward)(x, places.cos, places.sin, layers, at, stop, bias)
+        return (step or self.forward)(x, places.turn, layers, at, stop, bias)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, layers: list[Tensor], at: int | Tensor, stop: int | None,
-        bias: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        """The blocks: x (R, n, dim), cos and sin (n or R, n, 1, D / 2) -> (R, n, dim); else see `feed`."""
+        self, x: Tensor, turn: Tensor, layers: list[Tensor], at: int | Tensor, stop: int | None, bias: Tensor | None
+    ) -> Tensor:
+        """The blocks: x (R, n, dim), turn (n or R, n, 1, D / 2, 2) -> (R, n, dim); else see `feed`."""
         (R, n, dim), (H, K, D) = x.shape, (self.H, self.K, self.D)
         G = H // K
         row = torch.arange(R, device=x.device)[:, None] if isinstance(at, Tensor) else None
@@ -121,7 +124,7 @@ class Decoder:
         x = x.reshape(R * n, dim)
         for (qkv, w_qk, out, gate, up, down), data in zip(self.layers, layers, strict=True):
             heads = qkv(_scaled(x, self.floor).to(x.dtype)).view(R, n, H + 2 * K, D)
-            heads = _rotated(heads, _scaled(heads[:, :, : H + K], self.head_floor) * w_qk, cos, sin)
+            heads = _turned(heads, H + K, w_qk, self.head_floor, turn)
             if row is None:
                 data[:, :, at : at + n] = heads[:, :, H:].transpose(1, 2)
             else:
@@ -136,15 +139,25 @@ class Decoder:
         return (_scaled(x, self.floor) * self.norm).to(x.dtype).view(R, n, dim)
 
 
+def _size(x: Tensor, floor: Tensor) -> Tensor:
+    """sqrt(sum of squares + floor^2) of x (..., k), float32 (..., 1), in few operations."""
+    return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32), floor)
+
+
 def _scaled(x: Tensor, floor: Tensor) -> Tensor:
-    """x (..., k) / sqrt(sum of squares + floor^2), float32: RMSNorm but for its weight and sqrt(k). Few operations."""
-    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32), floor)
+    """x (..., k) by its size, float32: RMSNorm but for its weight and sqrt(k)."""
+    return x / _size(x, floor)
 
 
-def _rotated(heads: Tensor, qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The first heads replaced by the rotated qk; in place, but for a compiler, which wants no views written to."""
-    n = qk.shape[2]
+def _turned(heads: Tensor, count: int, weight: Tensor, floor: Tensor, turn: Tensor) -> Tensor:
+    """The first `count` of heads (R, n, heads, D) normalized and rotated; in place, but for a compiler, which wants no
+    views written to and knows no complex numbers."""
+    qk = heads[:, :, :count]
+    size, pairs = _size(qk, floor), (qk * weight).unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():
-        return torch.cat((rotated(qk, cos, sin).to(heads.dtype), heads[:, :, n:]), dim=2)
-    rotate_(heads[:, :, :n], qk, cos, sin)
+        (a, b), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)
+        qk = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2) / size
+        return torch.cat((qk.to(heads.dtype), heads[:, :, count:]), dim=2)
+    pairs = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
+    torch.div(pairs.flatten(-2), size, out=qk)
     return heads

@@ -57,7 +57,8 @@ class Session:
 
     def feed(self, ids: Tensor, at: int) -> Tensor:
         """Ids (B, k) of output places at, ..., at + k - 1, in whole blocks -> (R, n, dim), which predicts the next."""
-        ids = ids.repeat(self.cache.n_rows // ids.shape[0], 1)
+        copies = self.cache.n_rows // ids.shape[0]
+        ids = ids.repeat(copies, 1) if copies > 1 else ids
         k, first = ids.shape[1], self.width + at
         stop, places = first + k, self.table[at : at + k]
         self.filled[..., first:stop] = 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -339,3 +341,15 @@ def test_a_compiled_step_gives_the_same(model, prefix, bare, plan, int8):
     one, other = (Prefix(p.ids[1:], p.positions[1:]) for p in (prefix, bare))
     options = {"unconditional": other, "guidance_scale": 2.0, "sampling": GREEDY, "seeds": [1]}
     assert torch.equal(compiled.generate(one, plan, **options), expected.generate(one, plan, **options))
+
+
+def test_compiled_steps_of_several_engines_are_kept_apart(model, prefix, plan, monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # guards as ever, no loops
+    torch.manual_seed(3)
+    deeper = LM(lm_config("debug", model.vocabulary, n_layers=4)).eval()
+    one = Prefix(prefix.ids[:1], prefix.positions[:1])
+    for m, int8 in ((model, False), (deeper, False), (model, True)):
+        engines = Engine(m, compile=True, int8=int8), Engine(m, int8=int8)
+        ids = [engine.generate(one, plan, sampling=GREEDY, seeds=[1]) for engine in engines]
+        assert torch.equal(*ids)
