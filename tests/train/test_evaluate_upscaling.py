@@ -23,7 +23,7 @@ from train.data import MediaSpec
 from train.data.playground import Playground
 from train.evaluate import command, generation, upscaling
 from train.evaluate.tokenizer_metrics import psnr
-from train.evaluate.upscaling import MEASURES, Figures, UpscalingReport, lanczos, superres_suite, t_quantile
+from train.evaluate.upscaling import MEASURES, Figures, UpscalingReport, lanczos, superres_suite
 
 WAYS = ["truth", "bicubic", "Lanczos", "1 step, noise 0.1", "2 steps, noise 0.1", "4 steps, noise 0.1",
         "8 steps, noise 0.1", "4 steps, noise 0", "4 steps, noise 0.2", "4 steps, noise 0.3"]  # fmt: skip
@@ -193,13 +193,6 @@ def test_intervals_are_of_the_mean_and_of_differences_on_the_same_clips() -> Non
     assert head["n"] == 3 and head["psnr"]["mean"] == 31 and head["psnr"]["margin"] == pytest.approx(24.841, abs=1e-3)
     assert head["psnr"]["over_bicubic"] == {"mean": 1, "margin": 0}
     assert "| clean | head | 31.00 ± 24.84 | " in report.markdown() and report.markdown().startswith("`x`\n")
-
-
-@pytest.mark.parametrize(
-    ("df", "t"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (11, 2.20099), (100, 1.98397), (9999, 1.9602)]
-)
-def test_quantiles_are_those_of_the_tables(df: int, t: float) -> None:
-    assert t_quantile(df) == pytest.approx(t, rel=1e-5)
 
 
 def untrained() -> SuperRes:

@@ -19,7 +19,7 @@ from train.data.playground import Playground
 from train.data.playground.scene import Scene
 from train.evaluate import command, generation, prompts
 from train.evaluate.grid import LINE, N_FRAMES, SCALE, grid
-from train.evaluate.report import Report, Row, mean
+from train.evaluate.report import Report, Row, compared, mean, t_quantile
 from train.evaluate.suite import PARTS, Shown, Suite, playground_suite
 from train.evaluate.tokenizer_metrics import CodeUse, psnr, ssim
 
@@ -229,6 +229,20 @@ def test_a_report_shows_missing_figures_as_dashes_and_null() -> None:
     rows = json.loads(report.to_json())["rows"]
     assert rows[0]["tokenizer"] is None and rows[1]["value"] is None
     assert mean([1.0, math.nan, 3.0]) == 2.0 and math.isnan(mean([]))
+
+
+def test_a_difference_from_a_baseline_is_taken_clip_by_clip():
+    row = compared("inpainting", "PSNR", [20.0, 31.0, 39.0], [19.0, 29.0, 39.0], "nearest pixel", tokenizer=40.0)
+    assert row.value == 30 and row.baseline == 29 and row.n == 3
+    assert row.over_baseline == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)  # Student's t, df 2
+    assert "| 30.00 dB | – | 40.00 dB | 29.00 dB (nearest pixel): +1.00 ± 2.48 | 3 |" in Report([row]).markdown()
+
+
+@pytest.mark.parametrize(
+    ("df", "t"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (11, 2.20099), (100, 1.98397), (9999, 1.9602)]
+)
+def test_quantiles_are_those_of_the_tables(df: int, t: float) -> None:
+    assert t_quantile(df) == pytest.approx(t, rel=1e-5)
 
 
 def test_the_grid_holds_every_clip_and_its_caption() -> None:

@@ -25,7 +25,7 @@ from train.data.playground.scene import STYLES, Dice
 from train.data.source import MediaSpec
 from train.evaluate.clips import Clips, decibels
 from train.evaluate.prompts import BRIEFLY, prompt_rows, scored_row
-from train.evaluate.report import Row, mean
+from train.evaluate.report import Row, compared, mean
 from train.evaluate.styles import style
 
 if TYPE_CHECKING:
@@ -176,5 +176,5 @@ def _made(suite: Suite, name: str, salt: int, clips: Clips, given: Tensor) -> Te
 
 def _psnr_row(name: str, measure: str, clips: Clips, made: Tensor, where: Tensor, guess: Tensor, guess_is: str) -> Row:
     """How like the true clips those made are, at the pixels `where`, beside a guess; all are (n, T, H, W, ...)."""
-    value, tokenizer, baseline = (mean(decibels(x, clips.video, where)) for x in (made, clips.video_again, guess))
-    return Row(name, measure, value, "dB", len(clips), tokenizer=tokenizer, baseline=baseline, baseline_is=guess_is)
+    values, tokenizer, guessed = (decibels(x, clips.video, where) for x in (made, clips.video_again, guess))
+    return compared(name, measure, values, guessed, guess_is, mean(tokenizer))

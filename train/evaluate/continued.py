@@ -14,7 +14,7 @@ from train.evaluate.clips import decibels
 from train.evaluate.detectors import Seen
 from train.evaluate.onsets import agreement
 from train.evaluate.prompts import BRIEFLY, prompt_rows, scored_row
-from train.evaluate.report import Row, mean
+from train.evaluate.report import Row, compared, mean
 from train.evaluate.timing import agreement_rows, mismatched
 
 if TYPE_CHECKING:
@@ -86,11 +86,9 @@ def _rows(suite: Suite, name: str, made: Tensor, seen: dict[str, list[Seen]], n_
     suite.keep(name, clips.captions, made, clips.video)
     true = clips.video[:, given:]
     still = clips.video[:, given - 1 : given].expand_as(true)
-    values = {key: mean(decibels(frames, true)) for key, frames in (
-        ("model", made[:, given:]), ("tokenizer", clips.video_again[:, given:]), ("repeat", still),
-    )}  # fmt: skip
+    values, again, repeated = (decibels(x, true) for x in (made[:, given:], clips.video_again[:, given:], still))
+    what = f"PSNR of {true.shape[1]} predicted frames, {given} given"
     return [
-        Row(name, f"PSNR of {true.shape[1]} predicted frames, {given} given", values["model"], "dB", len(clips),
-            tokenizer=values["tokenizer"], baseline=values["repeat"], baseline_is="last frame repeated"),
+        compared(name, what, values, repeated, "last frame repeated", mean(again)),
         *prompt_rows(name, seen, clips.scenes, BRIEFLY),
-    ]  # fmt: skip
+    ]

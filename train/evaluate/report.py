@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 
 COLUMNS = ("truth", "tokenizer", "baseline")
 
@@ -24,6 +26,7 @@ class Row:
     baseline: float = math.nan
     baseline_is: str = ""  # e.g. "other prompts"
     better: str = "higher"
+    over_baseline: float = math.nan  # margin of the difference from the baseline, which is taken clip by clip
 
     @property
     def margin(self) -> float:
@@ -50,6 +53,8 @@ class Report:
             beside = [shown(getattr(row, name), row.unit) for name in COLUMNS]
             if row.baseline_is and beside[-1] != "–":
                 beside[-1] += f" ({row.baseline_is})"
+            if not math.isnan(row.over_baseline):
+                beside[-1] += f": {row.value - row.baseline:+.2f} ± {row.over_baseline:.2f}"
             measure = row.measure + ("" if row.better == "higher" else " ↓")
             lines.append((row.part, measure, shown(row.value, row.unit, margin), *beside, str(row.n)))
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -63,9 +68,18 @@ class Report:
         return json.dumps({"conditions": self.conditions, "rows": rows}, ensure_ascii=False, allow_nan=False)
 
 
+def compared(
+    part: str, measure: str, values: Sequence[float], baseline: Sequence[float], baseline_is: str, tokenizer: float
+) -> Row:
+    """The row of what each clip scores in dB, beside what a guess scores on it."""
+    over = margin_of_mean([a - b for a, b in zip(values, baseline, strict=True)])
+    return Row(part, measure, mean(values), "dB", len(values), tokenizer=tokenizer, baseline=mean(baseline),
+               baseline_is=baseline_is, over_baseline=over)  # fmt: skip
+
+
 LEGEND = (
     "truth: the same reading of the true clips. tokenizer: of their reconstructions, the most that the tokens allow. "
-    "± half the 95 % interval. ↓ less is better."
+    "± half the 95 % interval; after a baseline, of what the model is above it, clip by clip. ↓ less is better."
 )
 
 
@@ -90,3 +104,31 @@ def mean(values: Sequence[float]) -> float:
     """Mean of those that are numbers; NaN without any."""
     numbers = [v for v in values if not math.isnan(v)]
     return sum(numbers) / len(numbers) if numbers else math.nan
+
+
+def margin_of_mean(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean, by Student's t, of those that are numbers; NaN for less than two."""
+    numbers = [v for v in values if not math.isnan(v)]
+    if len(numbers) < 2:
+        return math.nan
+    return t_quantile(len(numbers) - 1) * statistics.stdev(numbers) / math.sqrt(len(numbers))
+
+
+@cache
+def t_quantile(df: int) -> float:
+    """The t that 95 % of Student's distribution with df >= 1 degrees of freedom lie within, on both sides of 0.
+
+    The share within is a finite sum in the angle whose tangent is t / sqrt(df) (Abramowitz and Stegun, Handbook of
+    Mathematical Functions, 1964, 26.7.3 and 26.7.4); the angle is found by bisection.
+    """
+    low, high, odd = 0.0, math.pi / 2, df % 2
+    for _ in range(52):  # bits of a float
+        angle = (low + high) / 2
+        share, term = 0.0, math.sin(angle) * math.cos(angle) ** odd
+        for k in range(df // 2):
+            share += term
+            term *= math.cos(angle) ** 2 * (2 * k + 1 + odd) / (2 * k + 2 + odd)
+        if odd:
+            share = (share + angle) * 2 / math.pi
+        low, high = (angle, high) if share < 0.95 else (low, angle)
+    return math.tan(low) * math.sqrt(df)

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +27,7 @@ from tokenizers_av.superres import SCALES, STEPS, downsample, in_between, upsamp
 from train.data import MediaSpec, Source, open_source
 from train.evaluate import generation
 from train.evaluate.detail import Motion, detail, flicker, gmsd, kept
-from train.evaluate.report import mean
+from train.evaluate.report import margin_of_mean, mean
 from train.evaluate.tokenizer_metrics import psnr, ssim
 
 if TYPE_CHECKING:
@@ -67,31 +66,8 @@ class Figures:
     values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURES})
 
     def margin(self, name: str) -> float:
-        """Half of the 95 % interval of the mean, by Student's t; NaN for less than two clips."""
-        numbers = [v for v in self.values[name] if not math.isnan(v)]
-        if len(numbers) < 2:
-            return math.nan
-        return t_quantile(len(numbers) - 1) * float(np.std(numbers, ddof=1)) / math.sqrt(len(numbers))
-
-
-@cache
-def t_quantile(df: int) -> float:
-    """The t that 95 % of Student's distribution with df >= 1 degrees of freedom lie within, on both sides of 0.
-
-    The share within is a finite sum in the angle whose tangent is t / sqrt(df) (Abramowitz and Stegun, Handbook of
-    Mathematical Functions, 1964, 26.7.3 and 26.7.4); the angle is found by bisection.
-    """
-    low, high, odd = 0.0, math.pi / 2, df % 2
-    for _ in range(52):  # bits of a float
-        angle = (low + high) / 2
-        share, term = 0.0, math.sin(angle) * math.cos(angle) ** odd
-        for k in range(df // 2):
-            share += term
-            term *= math.cos(angle) ** 2 * (2 * k + 1 + odd) / (2 * k + 2 + odd)
-        if odd:
-            share = (share + angle) * 2 / math.pi
-        low, high = (angle, high) if share < 0.95 else (low, angle)
-    return math.tan(low) * math.sqrt(df)
+        """See `margin_of_mean`."""
+        return margin_of_mean(self.values[name])
 
 
 @dataclass
