@@ -139,25 +139,25 @@ class Decoder:
         return (_scaled(x, self.floor) * self.norm).to(x.dtype).view(R, n, dim)
 
 
-def _size(x: Tensor, floor: Tensor) -> Tensor:
+def _norm(x: Tensor, floor: Tensor) -> Tensor:
     """sqrt(sum of squares + floor^2) of x (..., k), float32 (..., 1), in few operations."""
     return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32), floor)
 
 
 def _scaled(x: Tensor, floor: Tensor) -> Tensor:
-    """x (..., k) by its size, float32: RMSNorm but for its weight and sqrt(k)."""
-    return x / _size(x, floor)
+    """x (..., k) over its norm, float32: RMSNorm but for its weight and sqrt(k)."""
+    return x / _norm(x, floor)
 
 
 def _turned(heads: Tensor, count: int, weight: Tensor, floor: Tensor, turn: Tensor) -> Tensor:
     """The first `count` of heads (R, n, heads, D) normalized and rotated; in place, but for a compiler, which wants no
     views written to and knows no complex numbers."""
     qk = heads[:, :, :count]
-    size, pairs = _size(qk, floor), (qk * weight).unflatten(-1, (-1, 2))
+    norm, pairs = _norm(qk, floor), (qk * weight).unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():
         (a, b), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)
-        qk = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2) / size
-        return torch.cat((qk.to(heads.dtype), heads[:, :, count:]), dim=2)
-    pairs = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
-    torch.div(pairs.flatten(-2), size, out=qk)
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2) / norm
+        return torch.cat((turned.to(heads.dtype), heads[:, :, count:]), dim=2)
+    turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
+    torch.div(turned.flatten(-2), norm, out=qk)
     return heads

@@ -257,7 +257,7 @@ class Engine:
 
 def _first_layers(guards: Sequence[Any]) -> list[bool]:
     """Which conditions of a compiled step are checked at each call: layers are alike, the first speaks for all."""
-    return [re.search(r"layers\[[1-9]", guard.name) is None for guard in guards]
+    return [re.search(r"\blayers\[[1-9]", guard.name) is None for guard in guards]
 
 
 class _Passes:

@@ -27,17 +27,17 @@ def angles(positions: Tensor, config: LMConfig) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def rotate_(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x[..., i], x[..., i + P]) by the angle, into `out`; x (..., D), cos and sin (..., P)."""
-    pairs = cos.shape[-1]
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The pairs (x[..., i], x[..., i + P]) rotated by the angle; x (..., D), cos and sin (..., P)."""
+    out, pairs = torch.empty_like(x), cos.shape[-1]
     a, b = x[..., :pairs], x[..., pairs:]
     torch.mul(a, cos, out=out[..., :pairs]).addcmul_(b, sin, value=-1)
     torch.mul(b, cos, out=out[..., pairs:]).addcmul_(a, sin)
     return out
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same as a new tensor, in the dtype of the products: for a compiler, which wants no views written to."""
+def _turned_anew(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same for a compiler, which wants no views written to."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
@@ -48,14 +48,14 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return rotate_(torch.empty_like(x), x, cos, sin)
+        return _turned(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return rotate_(torch.empty_like(grads[0]), grads[0], cos, -sin), None, None
+        return _turned(grads[0], cos, -sin), None, None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary positions: x (B, L, H, D), cos and sin (B, L, 1, P) in x's dtype -> (B, L, H, D)."""
-    return rotated(x, cos, sin) if torch.compiler.is_compiling() else _Rotate.apply(x, cos, sin)
+    return _turned_anew(x, cos, sin) if torch.compiler.is_compiling() else _Rotate.apply(x, cos, sin)

@@ -1,7 +1,8 @@
 """Frozen matrices in the blocked layout of oneDNN, which torch.compile uses too: the fastest products of a CPU.
 
 Few rows are multiplied at the speed of reading the matrix, many two to three times as fast in float32 as by MKL on some
-processors, and a row is rounded alike whatever stands beside it: what is computed in pieces equals the whole.
+processors. On x86 with AVX2 or better a row is rounded alike whatever stands beside it, so that what is computed in
+pieces equals the whole.
 """
 
 # Shapes: M rows, I inputs, O outputs
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEW_ROWS = 4  # up to this many rows a product is bound by reading the matrix, not by multiplying
-# of more inputs a single row, and no other, is summed in two halves, which rounds otherwise: it gets a copy for company
+# of more inputs a single row, and no other, is summed in two halves, which rounds otherwise, and so it is by any matrix
+# that is not laid out: then it gets a copy for company
 SPLIT = 1024
 
 
@@ -39,8 +41,7 @@ class Packed:
     def __call__(self, x: Tensor, then: str = "none") -> Tensor:
         """(..., I) -> (..., O), `then` being "none" or "swish"."""
         if self._pairs and x.numel() == x.shape[-1]:
-            twice = x.reshape(1, -1).expand(2, -1).contiguous()
-            return self(twice, then)[0].view(*x.shape[:-1], -1)
+            return _in_company(x, self.weight, self.bias, then)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, then, [], "")
 
     def onto(self, x: Tensor, other: Tensor, how: str) -> Tensor:
@@ -50,7 +51,33 @@ class Packed:
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, how)
 
 
+class _PackedWhenUsedAgain:
+    """The same, laid out at the second product: laying it out takes longer than one."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        self._used = False
+        self._packed: Packed | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O)."""
+        if self._packed is None and self._used:
+            self._packed = Packed(self.weight, self.bias)
+        self._used = True
+        if self._packed is not None:
+            return self._packed(x)
+        if x.numel() == x.shape[-1]:
+            return _in_company(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+def _in_company(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    """A single row (..., I) -> (..., O), multiplied beside a copy of itself."""
+    twice = x.reshape(1, -1).expand(2, -1).contiguous()
+    return torch.ops.mkldnn._linear_pointwise(twice, weight, bias, then, [], "")[0].view(*x.shape[:-1], -1)
+
+
 def frozen_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """`F.linear` by weight (O, I), which must not change any more, in the fastest form that its device has."""
     weight = weight.detach()
-    return Packed(weight, bias) if Packed.can(weight) else partial(F.linear, weight=weight, bias=bias)
+    return _PackedWhenUsedAgain(weight, bias) if Packed.can(weight) else partial(F.linear, weight=weight, bias=bias)

@@ -206,7 +206,7 @@ class _Multiplications(TorchDispatchMode):
         if packet in flop_registry:
             n = flop_registry[packet](*args, **(kwargs or {}), out_val=out)
             self.counts[out.dtype] = self.counts.get(out.dtype, 0) + n
-        elif packet is torch.ops.mkldnn._linear_pointwise:
+        elif str(packet) == "mkldnn._linear_pointwise":
             n = 2 * args[0].shape[-1] * out.numel()
             self.counts[out.dtype] = self.counts.get(out.dtype, 0) + n
         elif packet is torch.ops.aten.mkldnn_rnn_layer:  # an LSTM layer: x (T, B, C), weights of x and of the state

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lm import LM, Engine, Plan, Prefix, Sampling, Vocabulary, lm_config
+from lm.engine import _first_layers
 from lm.session import Session
 
 
@@ -341,6 +343,15 @@ def test_a_compiled_step_gives_the_same(model, prefix, bare, plan, int8):
     one, other = (Prefix(p.ids[1:], p.positions[1:]) for p in (prefix, bare))
     options = {"unconditional": other, "guidance_scale": 2.0, "sampling": GREEDY, "seeds": [1]}
     assert torch.equal(compiled.generate(one, plan, **options), expected.generate(one, plan, **options))
+
+
+def test_a_compiled_step_is_looked_up_by_its_first_layer():
+    names = ["x", "layers", "layers[0]", "layers[7]", "self.layers[0][2].weight", "self.layers[12][1]", "self.D",
+             "L['self'].layers[1]", "players[1]"]  # fmt: skip
+    kept = _first_layers([SimpleNamespace(name=name) for name in names])
+    assert [name for name, keep in zip(names, kept, strict=True) if not keep] == [
+        "layers[7]", "self.layers[12][1]", "L['self'].layers[1]",
+    ]  # fmt: skip
 
 
 def test_compiled_steps_of_several_engines_are_kept_apart(model, prefix, plan, monkeypatch):

@@ -99,8 +99,8 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """For each chunk (B, n), any n >= 0, the ids (B, Q, m) of the frames it completes; joined, those of `encode`.
 
-        Nothing waits for later samples: a hop of samples gives one frame. On CPUs with oneDNN all chunkings give equal
-        ids; other devices may round a product of few rows otherwise.
+        Nothing waits for later samples: a hop of samples gives one frame. On x86 CPUs all chunkings give equal ids;
+        other devices may round a product of few rows otherwise. The weights must not change meanwhile.
         """
         hop, stream, codebooks = self.hop_length, Stream(), self.quantizer.frozen()
         waiting: Tensor | None = None  # (B, n) samples of the frame that is not complete
@@ -114,13 +114,13 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
             for start in range(0, n, PIECE * hop):
                 piece = waiting[:, start : min(start + PIECE * hop, n)]
                 ids.append(codebooks.encode(self.encoder(piece.to(self._dtype), stream)))
-            waiting = waiting[:, n:]
+            waiting = waiting[:, n:].clone()  # the chunk may be filled anew
             yield torch.cat(ids, dim=-1)
 
     @torch.no_grad()
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """For each chunk of ids (B, k, m), any m >= 0, its samples (B, m * hop_length); joined, those of `decode`
-        up to rounding."""
+        """For each chunk of ids (B, k, m), any m >= 0, its samples (B, m * hop_length); joined, those of `decode`, as
+        exactly as `encode_stream` is. The weights must not change meanwhile."""
         stream, codebooks = Stream(), self.quantizer.frozen()
         shape: torch.Size | None = None
         for chunk in chunks:

@@ -8,7 +8,9 @@ quantizer in eval mode is deterministic and never initialises itself from what i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +34,11 @@ class Codebooks:
 
     def __init__(self, codes: Tensor) -> None:
         self.codes = codes.float()
-        # |r - c|^2 without the |r|^2 that all codes share
-        self._distances = [frozen_linear(-2 * level, level.square().sum(-1)) for level in self.codes]
+
+    @cached_property
+    def _distances(self) -> list[Callable[[Tensor], Tensor]]:
+        """Of each level |r - c|^2 without the |r|^2 that all codes share: (B, F, D) -> (B, F, K)."""
+        return [frozen_linear(-2 * codes, codes.square().sum(-1)) for codes in self.codes]
 
     def encode(self, z: Tensor) -> Tensor:
         """Nearest codes, level after level: (B, F, D) -> (B, Q, F) int64."""
