@@ -100,6 +100,8 @@ def _video(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quantizer", choices=("lfq", "bsq", "fsq"), help="(default: lfq)")
     command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained tokenizer")
     command.add_argument("--inflate", action="store_true", help="--init has seen images only: see every frame alike")
+    command.add_argument("--decoder-only", action="store_true",
+                         help="the encoder of --init stays, and with it the ids that a transformer knows")
     command.add_argument("--lr", type=float, help="peak learning rate; less than the preset's to fine-tune")
     command.add_argument("--image-share", type=float, metavar="P", help="share of the steps on images; 1: only images")
     command.add_argument("--perceptual", metavar="MODEL",
@@ -151,8 +153,8 @@ def _main(argv: Sequence[str]) -> int:
         metrics = stages.train_superres(args.out, options, args.tokenizers, args.init, training)
     elif args.command == "video-tokenizer":
         video = stages.VideoOptions(
-            quantizer=args.quantizer, init=args.init, inflate=args.inflate, lr=args.lr, image_share=args.image_share,
-            perceptual=args.perceptual, adversarial_weight=args.adversarial_weight,
+            quantizer=args.quantizer, init=args.init, inflate=args.inflate, decoder_only=args.decoder_only, lr=args.lr,
+            image_share=args.image_share, perceptual=args.perceptual, adversarial_weight=args.adversarial_weight,
         )  # fmt: skip
         metrics = stages.train_video_tokenizer(args.out, options, video)
     elif args.command == "audio-tokenizer":

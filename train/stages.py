@@ -110,6 +110,7 @@ class VideoOptions:
     quantizer: str | None = None
     init: Path | None = None  # folder of a trained video tokenizer to start from
     inflate: bool = False  # it has seen images only
+    decoder_only: bool = False  # its encoder stays
     lr: float | None = None
     image_share: float | None = None
     perceptual: str | None = None
@@ -124,10 +125,12 @@ def train_video_tokenizer(out: Path, options: Options, video: VideoOptions | Non
 
     video = video or VideoOptions()
     given = {name: getattr(video, name) for name in ("lr", "image_share", "perceptual", "adversarial_weight")}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None} | {"decoder_only": video.decoder_only}
     overrides = {} if video.quantizer is None else {"quantizer": video.quantizer}
     if video.inflate and video.init is None:
         raise InputError("--inflate needs --init FOLDER, a tokenizer trained on images")
+    if video.decoder_only and (video.init is None or video.inflate):
+        raise InputError("--decoder-only needs --init FOLDER, whose encoder stays as it is: without --inflate")
     try:
         training = replace(options.chain.video_training, **given)
         config = video_tokenizer_config(options.chain.video, **overrides)

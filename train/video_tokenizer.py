@@ -48,6 +48,8 @@ class VideoTokenizerJob:
                  perceptual: PerceptualLoss | None = None) -> None:  # fmt: skip
         self.training = training or VideoTraining()
         self.model = tokenizer
+        for part in (tokenizer.encoder, tokenizer.quantizer):
+            part.requires_grad_(not self.training.decoder_only)
         self.critic = Critic(self.training.discriminator_dims) if self.training.adversarial_weight > 0 else None
         self.train, self.test, self.spec = train, test, spec
         self.batch_size, self.seed, self.perceptual = batch_size, seed, perceptual
@@ -66,7 +68,8 @@ class VideoTokenizerJob:
         return {"batch_size": self.batch_size, **asdict(self.training)}
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        found = matrix_optimizers(self.model.named_parameters(), self.training.lr)
+        learn = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+        found = matrix_optimizers(learn, self.training.lr)
         if self.critic is not None:
             weights = self.critic.parameters()
             found.append(torch.optim.Adam(weights, lr=self.training.discriminator_lr, betas=(0.0, 0.99)))

@@ -20,6 +20,7 @@ class VideoTraining:
     entropy_weight: float = 0.3  # of nats per bit
     entropy_boost: float = 1.0  # factor on it at the start, falling to 1 over the first `soft_share` (the paper: 3)
     commitment_weight: float = 0.1
+    decoder_only: bool = False  # the encoder stays, and so do the ids that a transformer was trained on
     soft_share: float = 0.3  # over which fewer and fewer samples bypass the quantizer
     perceptual: str | None = None  # a transformers vision model: folder, or name in the local cache
     perceptual_weight: float = 0.1

@@ -129,10 +129,25 @@ def test_a_training_starts_from_another_inflated_or_not(image_model: Path, tmp_p
         assert (critic[key] - old_critic[key]).abs().max() < 1e-2
 
 
+def test_a_decoder_is_trained_alone_and_ids_stay(image_model: Path, tmp_path: Path) -> None:
+    words = ["--preset", "debug", "--steps", "2", "--device", "cpu", "--decoder-only", "--init", str(image_model)]
+    assert main(["video-tokenizer", *words, "--out", str(tmp_path / "d")]) == 0
+    before, after = VideoTokenizer.from_pretrained(image_model), VideoTokenizer.from_pretrained(tmp_path / "d")
+    video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    ids = before.encode(video)
+    assert torch.equal(after.encode(video), ids)
+    assert not torch.equal(after.decode(ids), before.decode(ids))
+    same = {name: torch.equal(weight, after.state_dict()[name]) for name, weight in before.state_dict().items()}
+    assert all(same[name] for name in same if not name.startswith("decoder."))
+    assert not any(same[name] for name in same if name.startswith("decoder.") and name.endswith("weight"))
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
         (["--inflate"], "--inflate needs --init"),
+        (["--decoder-only"], "--decoder-only needs --init"),
+        (["--decoder-only", "--inflate", "--init", "IMAGES"], "without --inflate"),
         (["--init", "/nowhere"], "no video tokenizer there"),
         (["--init", "IMAGES", "--quantizer", "bsq"], "has quantizer=lfq, the preset bsq"),
         (["--init", "IMAGES", "--preset", "tiny"], "the preset (96, 192)"),
