@@ -99,8 +99,9 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """For each chunk (B, n), any n >= 0, the ids (B, Q, m) of the frames it completes; joined, those of `encode`.
 
-        Nothing waits for later samples: a hop of samples gives one frame. On x86 CPUs all chunkings give equal ids;
-        other devices may round a product of few rows otherwise. The weights must not change meanwhile.
+        Nothing waits for later samples: a hop of samples gives one frame. On x86 CPUs with AVX2 or better all
+        chunkings give equal ids; other devices may round a product of few rows otherwise. The weights must not change
+        meanwhile.
         """
         hop, stream, codebooks = self.hop_length, Stream(), self.quantizer.frozen()
         waiting: Tensor | None = None  # (B, n) samples of the frame that is not complete
