@@ -22,7 +22,7 @@ from train.audio_discriminator import (
 from train.audio_losses import audio_loss
 from train.audio_training import AudioTraining
 from train.balancer import Balancer
-from train.checkpoint import CheckpointError, has_checkpoint, load_weights
+from train.checkpoint import CheckpointError, has_checkpoint, load_weights, save_model
 from train.data.source import MediaSpec, Source
 from train.optimizers import matrix_optimizers
 from train.watch import Watch
@@ -255,7 +255,7 @@ class AudioTokenizerJob:
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the model as a folder that `AudioTokenizer.from_pretrained` opens."""
         assert isinstance(model, AudioTokenizer)
-        model.save_pretrained(folder)
+        save_model(model, folder)
 
     def _encoded(self, model: AudioTokenizer, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Whole test clips cut to whole frames (B, N'), and their ids (B, Q, F)."""

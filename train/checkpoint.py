@@ -152,6 +152,20 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(f"{folder}: the checkpoint is damaged ({error}); start in a new folder") from None
 
 
+def save_model(model: Any, folder: Path, **options: Any) -> None:
+    """`model.save_pretrained(folder, **options)`, each file whole at any time; a README.md that is there stays."""
+    from tasks.model_folder import quietly
+
+    fresh = folder / "train/model.new"
+    with quietly():
+        model.save_pretrained(fresh, **options)
+    if (folder / "README.md").exists():  # somebody may have written in it
+        (fresh / "README.md").unlink(missing_ok=True)
+    for path in fresh.iterdir():
+        path.replace(folder / path.name)
+    fresh.rmdir()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
     fresh = path.with_name(path.name + ".new")

@@ -81,8 +81,8 @@ def parser() -> Parser:
 
 def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--preset", default="tiny", help="debug, tiny, base, base-24khz or large (default: tiny)")
-    command.add_argument("--data", nargs="+", default=["playground"], metavar="DATA",
-                         help="playground, folders of media files with a metadata.jsonl of captions, media files")
+    command.add_argument("--data", nargs="+", metavar="DATA",
+                         help="media files, folders of them with a metadata.jsonl of captions (default: playground)")
     command.add_argument("--data-weights", nargs="+", type=float, metavar="W",
                          help="share of each DATA (default: equal)")  # fmt: skip
     command.add_argument("--out", type=Path, required=True, help="folder for the model, its checkpoints and logs")
@@ -102,10 +102,15 @@ def _video(command: argparse.ArgumentParser) -> None:
     command.add_argument("--inflate", action="store_true", help="--init has seen images only: see every frame alike")
     command.add_argument("--decoder-only", action="store_true",
                          help="the encoder of --init stays, and with it the ids that a transformer knows")
+    command.add_argument("--decoder-depth", type=int, metavar="N",
+                         help="residual blocks of the decoder for each of the encoder (default: 1, or as --init "
+                         "has); those that --init lacks are added, and change nothing at first")  # fmt: skip
     command.add_argument("--lr", type=float, help="peak learning rate; less than the preset's to fine-tune")
     command.add_argument("--image-share", type=float, metavar="P", help="share of the steps on images; 1: only images")
     command.add_argument("--perceptual", metavar="MODEL",
                          help="perceptual loss: a transformers vision model, folder or name in the local cache")
+    command.add_argument("--change-weight", type=float, metavar="W",
+                         help="of the error of the change between frames: against flicker (default: 0)")  # fmt: skip
     command.add_argument("--adversarial-weight", type=float, metavar="W", help="0 trains without discriminator")
 
 
@@ -137,14 +142,17 @@ def _main(argv: Sequence[str]) -> int:
         print(args.out)
         return 0
     options = stages.Options(
-        preset=args.preset, data=tuple(args.data), data_weights=args.data_weights and tuple(args.data_weights),
-        steps=args.steps, minutes=args.max_minutes, seed=args.seed,
-        batch_size=args.batch_size, device=args.device, compile=args.compile, resume=args.resume,
+        preset=args.preset, data=tuple(args.data or ["playground"]),
+        data_weights=args.data_weights and tuple(args.data_weights), steps=args.steps, minutes=args.max_minutes,
+        seed=args.seed, batch_size=args.batch_size, device=args.device, compile=args.compile, resume=args.resume,
     )  # fmt: skip
     stages.check_out(args.out)
-    if args.command != "text-tokenizer" and find_spec("accelerate") is None:
-        raise InputError("training needs accelerate; pip install 'avpoet[train]'")
+    for needed in ("accelerate", "tensorboard") if args.command != "text-tokenizer" else ():
+        if find_spec(needed) is None:
+            raise InputError(f"training needs {needed}; pip install 'avpoet[train]'")
     if args.command == "lm":
+        if args.tokens and not args.data and not any(args.tokens.rglob("*.parquet")):
+            raise InputError(f"--tokens {args.tokens}: no ids there; avpoet-train tokenize makes them; or give --data")
         lm = stages.LMOptions(tokenizers=args.tokenizers, tokens=args.tokens, init=args.init,
                               block_size=args.block_size, visual_factors=args.visual_factors)  # fmt: skip
         metrics: dict = stages.train_lm(args.out, options, lm)
@@ -153,8 +161,9 @@ def _main(argv: Sequence[str]) -> int:
         metrics = stages.train_superres(args.out, options, args.tokenizers, args.init, training)
     elif args.command == "video-tokenizer":
         video = stages.VideoOptions(
-            quantizer=args.quantizer, init=args.init, inflate=args.inflate, decoder_only=args.decoder_only, lr=args.lr,
-            image_share=args.image_share, perceptual=args.perceptual, adversarial_weight=args.adversarial_weight,
+            quantizer=args.quantizer, init=args.init, inflate=args.inflate, decoder_only=args.decoder_only,
+            decoder_depth=args.decoder_depth, lr=args.lr, image_share=args.image_share, perceptual=args.perceptual,
+            change_weight=args.change_weight, adversarial_weight=args.adversarial_weight,
         )  # fmt: skip
         metrics = stages.train_video_tokenizer(args.out, options, video)
     elif args.command == "audio-tokenizer":

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from lm import IGNORE_INDEX, LM, Vocabulary
 from tasks.errors import InputError
-from tasks.model_folder import PoetConfig, quietly, read_config
+from tasks.model_folder import PoetConfig, read_config
 from tasks.sequence import Layout, Sequence, TokenSample, build
 from tasks.table import TASKS
 from tasks.task import Task
 from tokenizers_av.text import TextTokenizer
+from train.checkpoint import save_model
 from train.optimizers import matrix_optimizers
 from train.tokens import TokenSet
 
@@ -44,6 +45,7 @@ class Mix:
 
 IMAGES_FIRST = 0.25  # share of the training in which IMAGE_SHARE of the steps are images
 IMAGE_SHARE = 0.9
+N_SAMPLED = 8  # sequences of each kind that are looked at while training goes on
 IMAGES = Mix("text_to_image")
 
 
@@ -203,17 +205,19 @@ class LMJob:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, n: int) -> dict[str, float]:
-        """Mean nats per id for each kind of sequence, on min(n, 32) of them from held-out clips."""
+        """Mean nats per id for each kind of sequence, on min(n, 32) of them from held-out clips; in bfloat16."""
         n, rng = min(n, 32), random.Random(0)
         scores = {"n": float(n)}
         for mix in (IMAGES, *self.videos):
             batch = self.sequences(mix, self.held_out, rng, n)
-            scores |= {key: float(value) for key, value in self.loss(model, batch, 1.0)[1].items()}
+            with torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
+                metrics = self.loss(model, batch, 1.0)[1]
+            scores |= {key: float(value) for key, value in metrics.items()}
         return scores
 
     def sample(self, model: nn.Module, folder: Path, step: int) -> None:
         """Write the held-out losses; pictures need the tokenizers and come from `avpoet-train evaluate --grid`."""
-        lines = [f"{key}\t{value:.4f}" for key, value in self.evaluate(model, 32).items()]
+        lines = [f"{key}\t{value:.4f}" for key, value in self.evaluate(model, N_SAMPLED).items()]
         (folder / f"{step:07d}.tsv").write_text("\n".join(lines) + "\n")
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -223,12 +227,7 @@ class LMJob:
         sampled.
         """
         assert isinstance(model, LM)
-        fresh = folder / "train/model.new"
-        with quietly():
-            model.save_pretrained(fresh, max_shard_size="1TB")  # one file, which takes the place of another at once
-        for path in fresh.iterdir():
-            path.replace(folder / path.name)
-        fresh.rmdir()
+        save_model(model, folder, max_shard_size="1TB")
         for path in (*folder.glob("model-*-of-*.safetensors"), *folder.glob("*.index.json")):  # of an older version
             path.unlink()
         if self.whole is not None and not _is_config_of(folder.parent, self.whole):

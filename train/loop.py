@@ -128,10 +128,13 @@ class StopOnSignal:
 
 
 def has_begun(out: Path, *, resume: bool) -> bool:
-    """Whether folder `out` holds a training; raises CheckpointError where it does and may not be gone on with."""
+    """Whether folder `out` holds a training; raises CheckpointError where it does and may not be gone on with, and
+    where it holds a model without one."""
     begun = has_checkpoint(out / "train/checkpoint")
     if begun and not resume:
         raise CheckpointError(f"{out}: already holds a training; continue it with --resume or choose another folder")
+    if not begun and (out / "config.json").exists():
+        raise CheckpointError(f"{out}: already holds a model, whose weights are to stay; choose another folder")
     return begun
 
 
@@ -191,7 +194,7 @@ def fit(
     if main:
         (state / "samples").mkdir(parents=True, exist_ok=True)
         write_json(state / "config.json", {"job": job.name, "loop": asdict(config)})
-    log = SummaryWriter(str(state / "log")) if main else None
+    log = SummaryWriter(str(state / "log"), purge_step=step) if main else None  # no steps twice after a kill
     base_lrs = [group["lr"] for o in optimizers for group in o.param_groups]
     if step:
         base_lrs = progress["base_lrs"]
@@ -221,7 +224,8 @@ def fit(
     def done() -> float:
         return step / config.steps if config.steps else elapsed / 60 / (config.minutes or 1)
 
-    bar = tqdm(total=100.0, desc=job.name, disable=not main, file=sys.stderr, mininterval=1,
+    bar = tqdm(total=100.0, initial=min(100.0, 100 * done()), desc=job.name, disable=not main, file=sys.stderr,
+               mininterval=1,
                bar_format="{desc} {n:.0f}% |{bar}| {elapsed}<{remaining} {postfix}")  # fmt: skip
     saved = sampled = elapsed  # all processes agree on the time in training, and so on when to save
     model.train()

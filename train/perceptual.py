@@ -96,12 +96,12 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def open_perceptual(
-    name_or_path: str | Path | None, *, download: bool = False, n_frames: int | None = 4
+    name_or_path: str | Path | None, *, n_frames: int | None = 4
 ) -> PerceptualLoss | None:
     """The loss with the network in a folder (config.json, model.safetensors) or under a hub name; None gives None.
 
-    A hub name is looked up in the local cache; only with `download` is it fetched. Where there is none, one line on
-    stderr says so and the result is None. Raises InputError for a folder that is missing, or cannot be loaded
+    A hub name is looked up in the local cache only. Where there is none, one line on stderr says so and the result is
+    None. Raises InputError for a folder that is missing, or cannot be loaded
     as an image network from safetensors.
     """
     if name_or_path is None:
@@ -111,29 +111,29 @@ def open_perceptual(
         return _load(Path(name), n_frames)
     if isinstance(name_or_path, Path) or not _HUB_NAME.fullmatch(name):
         raise InputError(f"perceptual network {name!r}: no such folder")
-    folder, reason = _from_hub(name, download)
+    folder, reason = _from_cache(name)
     if folder is None:
-        print(f"perceptual network {name!r}: {reason}; training goes on without it. To have it, run "
+        print(f"perceptual network {name!r}: {reason}; without it there is no perceptual loss. To have it, run "
               f"`hf download {name}` or give the folder of a saved image model", file=sys.stderr)  # fmt: skip
         return None
     return _load(folder, n_frames)
 
 
-def _from_hub(name: str, download: bool) -> tuple[Path | None, str]:
+def _from_cache(name: str) -> tuple[Path | None, str]:
     """The folder in the hub's cache; or None and why there is none."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     wanted = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
     try:
-        folder = Path(snapshot_download(name, local_files_only=not download, allow_patterns=wanted))
+        folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
     except LocalEntryNotFoundError:
-        return None, "the hub cannot be reached" if download else "no such folder, and not in the local cache"
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        return None, f"not to be had from the hub ({' '.join(str(error).split())[:200] or type(error).__name__})"
+        return None, "no such folder, and not in the local cache"
+    except (HFValidationError, OSError) as error:
+        return None, f"not to be had from the cache ({' '.join(str(error).split())[:200] or type(error).__name__})"
     pickled = any(folder.glob("*.bin"))  # `_load` refuses it: downloading again would not help
     if not pickled and not ((folder / "config.json").is_file() and any(folder.glob("*.safetensors"))):
-        return None, "the hub has no model.safetensors of it" if download else "only in part in the local cache"
+        return None, "only in part in the local cache"
     return folder, ""
 
 

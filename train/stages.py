@@ -111,9 +111,11 @@ class VideoOptions:
     init: Path | None = None  # folder of a trained video tokenizer to start from
     inflate: bool = False  # it has seen images only
     decoder_only: bool = False  # its encoder stays
+    decoder_depth: int | None = None  # None: that of `init`, or the preset's
     lr: float | None = None
     image_share: float | None = None
     perceptual: str | None = None
+    change_weight: float | None = None
     adversarial_weight: float | None = None
 
 
@@ -124,27 +126,27 @@ def train_video_tokenizer(out: Path, options: Options, video: VideoOptions | Non
     from train.video_tokenizer import VideoTokenizerJob
 
     video = video or VideoOptions()
-    given = {name: getattr(video, name) for name in ("lr", "image_share", "perceptual", "adversarial_weight")}
-    given = {name: value for name, value in given.items() if value is not None} | {"decoder_only": video.decoder_only}
-    overrides = {} if video.quantizer is None else {"quantizer": video.quantizer}
     if video.inflate and video.init is None:
         raise InputError("--inflate needs --init FOLDER, a tokenizer trained on images")
     if video.decoder_only and (video.init is None or video.inflate):
         raise InputError("--decoder-only needs --init FOLDER, whose encoder stays as it is: without --inflate")
     try:
-        training = replace(options.chain.video_training, **given)
-        config = video_tokenizer_config(options.chain.video, **overrides)
+        training = _told(options.chain.video_training, video)
+        config = _told(video_tokenizer_config(options.chain.video), video)
     except ValueError as error:
         raise InputError(str(error)) from None
+    network = open_perceptual(training.perceptual)
+    if network is None and video.perceptual is not None:
+        raise InputError(f"--perceptual {video.perceptual}: not to be had, see above")
+    training = replace(training, perceptual=training.perceptual if network else None)
     train, test = options.source(augment=True), options.source("test")
     test.batch(range(1), options.chain.spec, audio=False)  # raises here, not after hours, where no file can be read
     _seed(options.seed)
-    tokenizer = _start_from(video.init, config) if video.init else VideoTokenizer(config)
+    tokenizer = _start_from(video.init, config, video.decoder_depth) if video.init else VideoTokenizer(config)
     if video.inflate:
         inflate(tokenizer)
     job = VideoTokenizerJob(tokenizer, train, test, options.chain.spec, batch_size=options.batch("video-tokenizer"),
-                            seed=options.seed, training=training,
-                            perceptual=open_perceptual(training.perceptual))  # fmt: skip
+                            seed=options.seed, training=training, perceptual=network)  # fmt: skip
     if video.init is not None:
         job.go_on_from(video.init / "train/checkpoint")
     announce("video-tokenizer", out, options, model=asdict(tokenizer.config), training=asdict(job.training),
@@ -154,6 +156,13 @@ def train_video_tokenizer(out: Path, options: Options, video: VideoOptions | Non
     return results
 
 
+def _told(values: Any, options: VideoOptions | AudioOptions) -> Any:
+    """The dataclass `values` with what `options` say of fields that it has, too; None says nothing."""
+    names = {field.name for field in fields(values)}
+    told = {name: value for name, value in asdict(options).items() if name in names and value is not None}
+    return replace(values, **told)
+
+
 def report_skipped(*sources: Source) -> None:
     """Say on stderr how many files of the sources could not be read, if any."""
     skipped = sorted({name for source in sources for name in getattr(source, "skipped", ())})
@@ -161,13 +170,20 @@ def report_skipped(*sources: Source) -> None:
         print(f"skipped {len(skipped)} files that could not be read: {', '.join(skipped)}", file=sys.stderr)
 
 
-def _start_from(folder: Path, config: VideoTokenizerConfig) -> VideoTokenizer:
-    """The tokenizer in `folder`; raises InputError where it is none, or not one of `config`."""
+def _start_from(folder: Path, config: VideoTokenizerConfig, depth: int | None) -> VideoTokenizer:
+    """The tokenizer in `folder`, its decoder made `depth` deep; raises InputError where it is none, or else not one of
+    `config`."""
     from tasks.model_folder import open_video_tokenizer
+    from tokenizers_av.video import deepen
 
     tokenizer = open_video_tokenizer(folder).float()
-    _check_config(folder, config, tokenizer.config, "choose its --preset and --quantizer")
-    return tokenizer
+    found = tokenizer.config
+    _check_config(folder, replace(config, decoder_depth=found.decoder_depth), found,
+                  "choose its --preset and --quantizer")  # fmt: skip
+    try:
+        return tokenizer if depth is None else deepen(tokenizer, depth)
+    except ValueError as error:
+        raise InputError(f"--init {folder}: {error}") from None
 
 
 def _check_config(folder: Path | None, config: Any, found: Any, cure: str) -> None:
@@ -197,7 +213,6 @@ def train_audio_tokenizer(out: Path, options: Options, audio: AudioOptions | Non
     from train.audio_tokenizer import AudioTokenizerJob
 
     audio = audio or AudioOptions()
-    given = {name: getattr(audio, name) for name in ("lr", "seconds", "adversarial_weight")}
     config = audio_tokenizer_config(options.chain.audio)
     train, test = options.source(), options.source("test")
     PartialState(cpu=options.device == "cpu")  # only codebooks made after this learn from all processes
@@ -208,7 +223,7 @@ def train_audio_tokenizer(out: Path, options: Options, audio: AudioOptions | Non
         tokenizer = open_audio_tokenizer(audio.init).float()
         _check_config(audio.init, config, tokenizer.config, "choose its --preset")
     try:
-        training = replace(options.chain.audio_training, **{k: v for k, v in given.items() if v is not None})
+        training = _told(options.chain.audio_training, audio)
         job = AudioTokenizerJob(tokenizer, train, test, batch_size=options.batch("audio-tokenizer"), seed=options.seed,
                                 training=training)  # fmt: skip
     except ValueError as error:
@@ -227,6 +242,8 @@ def train_text_tokenizer(out: Path, options: Options) -> dict[str, float]:
     """Train a text tokenizer on the captions of the data into folder `out`; returns its vocabulary size."""
     from tokenizers_av.text import TextTokenizer
 
+    if (out / "config.json").exists():
+        raise InputError(f"{out}: already holds a text tokenizer, which ids depend on; choose another folder")
     announce("text-tokenizer", out, options)
     try:
         text = TextTokenizer.train(_captions(options), vocab_size=options.chain.text_vocab)
@@ -405,8 +422,8 @@ def _lm_from(folder: Path, config: LMConfig) -> LM:
 
 
 def other_tokenizers(folder: Path, tokenizers: Path) -> list[str]:
-    """The tokenizers in `folder`, of those that are there, that differ from those in `tokenizers`; but for rounding to
-    float16, as `export` does."""
+    """The tokenizers in `folder`, of those that are there, whose ids differ from those in `tokenizers`: what makes
+    ids is compared, rounded to float16 as `export` does."""
     from safetensors.torch import load_file
 
     def content(path: Path) -> str:
@@ -414,7 +431,8 @@ def other_tokenizers(folder: Path, tokenizers: Path) -> list[str]:
             return hashlib.sha256(path.read_bytes()).hexdigest()
         weights = hashlib.sha256()
         for name, tensor in sorted(load_file(path).items()):
-            weights.update(name.encode() + tensor.half().numpy().tobytes())
+            if not name.startswith("decoder."):
+                weights.update(name.encode() + tensor.half().numpy().tobytes())
         return weights.hexdigest()
 
     files = ("video_tokenizer/model.safetensors", "audio_tokenizer/model.safetensors", "text_tokenizer/tokenizer.model")
@@ -482,6 +500,8 @@ def train_all(out: Path, options: Options) -> dict[str, dict[str, float]]:
     def stage(name: str) -> Options:
         return replace(options, minutes=None if total is None else total * CHAIN_SHARES[name])
 
+    if not (out / "audio_tokenizer/train/metrics.json").is_file():  # said here, not after the video tokenizer's hours
+        options.source("test").batch(range(1), options.chain.spec, video=False)
     results: dict[str, dict[str, float]] = {}
     for name, run in (
         ("text-tokenizer", lambda folder: train_text_tokenizer(folder, options)),

@@ -17,6 +17,7 @@ from tokenizers_av.optical_flow import dis_flow
 from tokenizers_av.superres import SuperRes, downsample, upsample
 from tokenizers_av.text import TextTokenizer
 from tokenizers_av.video import VideoTokenizer
+from train.checkpoint import save_model
 from train.data import MediaBatch, MediaSpec, Source
 from train.degrade import coded, filmed, to_8_bits
 from train.evaluate.detail import look_up
@@ -197,7 +198,7 @@ class SuperResJob:
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the head as a folder that `SuperRes.from_pretrained` opens."""
         assert isinstance(model, SuperRes)
-        model.save_pretrained(folder)
+        save_model(model, folder)
 
 
 def _flow(clips: MediaBatch, spec: MediaSpec) -> Tensor:

@@ -240,10 +240,9 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def fingerprints(video: VideoTokenizer, audio: AudioTokenizer) -> dict[str, str]:
-    """What a shard says of the tokenizers that made it."""
-    return {
-        "video_tokenizer": fingerprint(video), "audio_tokenizer": fingerprint(audio), "audio_dtype": _audio_dtype(audio)
-    }  # fmt: skip
+    """What a shard says of the tokenizers that made it: a hash of what makes ids, without the decoders."""
+    video_ids, audio_ids = (fingerprint(nn.ModuleList([m.encoder, m.quantizer])) for m in (video, audio))
+    return {"video_tokenizer": video_ids, "audio_tokenizer": audio_ids, "audio_dtype": _audio_dtype(audio)}
 
 
 def has_parquet() -> bool:

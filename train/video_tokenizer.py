@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tokenizers_av.video import VideoOutput, VideoTokenizer
 from train.adversarial import LeCAM, discriminator_loss, frozen, generator_loss, r1_penalty
-from train.checkpoint import CheckpointError, has_checkpoint, load_weights
+from train.checkpoint import CheckpointError, has_checkpoint, load_weights, save_model
 from train.data import MediaSpec, Source
 from train.discriminator import Discriminator
 from train.evaluate.tokenizer_metrics import CodeUse, psnr
@@ -124,6 +124,8 @@ class VideoTokenizerJob:
         log_mse = (error.square().mean((1, 3, 4)) + 1e-4).log().mean()
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         total = t.log_mse_weight * log_mse + t.mae_weight * mae + t.edge_weight * edges
+        if t.change_weight and error.shape[2] > 1:
+            total = total + t.change_weight * error.diff(dim=2).abs().mean()
         total = total + t.entropy_weight * (1 + (t.entropy_boost - 1) * early) * q.entropy_loss
         total = total + t.commitment_weight * q.commitment_loss
         metrics: dict[str, Tensor | float] = {
@@ -194,4 +196,4 @@ class VideoTokenizerJob:
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the tokenizer as a folder that `VideoTokenizer.from_pretrained` opens."""
         assert isinstance(model, VideoTokenizer)
-        model.save_pretrained(folder)
+        save_model(model, folder)

@@ -17,6 +17,7 @@ class VideoTraining:
     log_mse_weight: float = 0.1
     mae_weight: float = 0.1
     edge_weight: float = 0.2
+    change_weight: float = 0.0  # of the error of the change from frame to frame: what is seen as flicker
     entropy_weight: float = 0.3  # of nats per bit
     entropy_boost: float = 1.0  # factor on it at the start, falling to 1 over the first `soft_share` (the paper: 3)
     commitment_weight: float = 0.1

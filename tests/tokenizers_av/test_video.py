@@ -12,13 +12,14 @@ from tokenizers_av.video import (
     VIDEO_PRESETS,
     VideoTokenizer,
     VideoTokenizerConfig,
+    deepen,
     inflate,
     n_decoded_frames,
     n_latent_frames,
     nearest_n_frames,
     video_tokenizer_config,
 )
-from tokenizers_av.video.layers import Flow
+from tokenizers_av.video.layers import Flow, ResidualBlock
 from train.data import MediaSpec, open_source
 
 
@@ -168,6 +169,25 @@ def test_inflation_codes_images_as_before_and_still_videos_like_the_image() -> N
         assert torch.allclose(model._latents(image, Flow()), latents, atol=1e-5)
         assert torch.allclose(model._latents(still, Flow()), latents.expand(-1, 3, -1, -1, -1), atol=1e-5)
         assert torch.allclose(model.reconstruct(still), picture.expand(-1, -1, 9, -1, -1), atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"dims": (16, 16, 16), "n_blocks": 2, "n_time_blocks": 2}, {"dims": (16,)}])
+def test_a_deeper_decoder_decodes_the_same_at_first(sizes: dict[str, object]) -> None:
+    model = lively("debug", **sizes)
+    deep = deepen(deepen(model, 2), 3)
+    more = len(deep.decoder) - len(model.decoder)
+    blocks = model.config.n_latent_blocks + 2 * model.config.n_time_blocks
+    assert more == 2 * (blocks + model.config.n_blocks * (len(model.config.dims) - 1)) > 0
+    clip = video(9, 32, 32)
+    ids = model.encode(clip)
+    assert torch.equal(deep.encode(clip), ids)
+    assert torch.allclose(deep.eval().decode(ids), model.decode(ids), atol=1e-5)
+    for layer in deep.decoder:
+        if isinstance(layer, ResidualBlock):
+            torch.nn.init.normal_(layer.temporal.weight, std=0.1)
+    assert not torch.allclose(deep.decode(ids), model.decode(ids), atol=1e-2)  # what is new is used
+    with pytest.raises(ValueError, match="decoder_depth=1: need 3, which it has, or more"):
+        deepen(deep, 1)
 
 
 def test_save_and_load_give_the_same_ids(model: VideoTokenizer, tmp_path) -> None:

@@ -151,11 +151,10 @@ def test_normalisation_is_the_folders_own(folder, tmp_path):
 def test_a_name_that_is_not_here_gives_none_and_one_line(capsys, monkeypatch, tmp_path):
     assert open_perceptual(None) is None and capsys.readouterr().err == ""
     monkeypatch.chdir(tmp_path)
-    for download in (False, True):  # offline in tests, so the hub cannot be reached either
-        assert open_perceptual("nobody/no-such-network", download=download) is None
-        out, err = capsys.readouterr()
-        assert out == "" and err.count("\n") == 1
-        assert "hf download nobody/no-such-network" in err and "goes on without" in err
+    assert open_perceptual("nobody/no-such-network") is None
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert "hf download nobody/no-such-network" in err and "there is no perceptual loss" in err
 
 
 def test_a_name_in_the_cache_is_found_and_a_half_one_is_not(folder, monkeypatch, tmp_path, capsys):
@@ -165,8 +164,6 @@ def test_a_name_in_the_cache_is_found_and_a_half_one_is_not(folder, monkeypatch,
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append(k) or str(where))
     where = folder
     assert open_perceptual("someone/network") is not None and asked[-1]["local_files_only"]
-    open_perceptual("someone/network", download=True)
-    assert not asked[-1]["local_files_only"]
     where = tmp_path
     assert open_perceptual("someone/network") is None and "only in part" in capsys.readouterr().err
 

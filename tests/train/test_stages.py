@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from lm import LM, LMConfig, Vocabulary, lm_config
 from tasks import SPECIAL_TOKENS, AVPoet, InputError
@@ -159,6 +160,7 @@ def test_a_transformer_belongs_to_its_tokenizers_and_keeps_how_it_is_sampled(
 ) -> None:
     def train(tokenizers: Path, tokens: Path, *more: str) -> tuple[int, str]:
         words = ["lm", "--preset", "debug", "--device", "cpu", "--init", str(trained / "lm"), "--tokens", str(tokens)]
+        words += ["--data", "playground"]
         code = main([*words, "--tokenizers", str(tokenizers), "--out", str(tmp_path / "new/lm"), *more])
         return code, capsys.readouterr().err
 
@@ -188,6 +190,42 @@ def test_a_transformer_belongs_to_its_tokenizers_and_keeps_how_it_is_sampled(
     (other / "audio_tokenizer/model.safetensors").write_bytes(b"short")
     code, told = train(other, tmp_path / "ids", "--steps", "3", "--resume")
     assert code == 2 and "no audio tokenizer that can be opened" in told
+
+
+def test_a_folder_of_tokens_that_holds_none_is_refused_unless_data_is_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["lm", "--preset", "debug", "--device", "cpu", "--steps", "1", "--tokenizers", str(trained)]
+    assert main([*words, "--tokens", str(tmp_path / "tokns"), "--out", str(tmp_path / "m/lm")]) == 2
+    assert f"--tokens {tmp_path / 'tokns'}: no ids there" in capsys.readouterr().err.splitlines()[-1]
+    assert not any(tmp_path.iterdir())
+    assert main([*words, "--tokens", str(trained / "tokens"), "--out", str(tmp_path / "m/lm")]) == 0
+
+
+def test_a_model_without_its_training_is_not_written_over(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("text_tokenizer", "video_tokenizer"):
+        (tmp_path / part).mkdir()
+        for path in (trained / part).iterdir():
+            if path.is_file():
+                shutil.copy(path, tmp_path / part)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    for stage, said in (("text-tokenizer", "a text tokenizer"), ("video-tokenizer", "a model, whose weights")):
+        out = ["--out", str(tmp_path / stage.replace("-", "_"))]
+        for more in ([], ["--resume"]):
+            assert main([stage, "--preset", "debug", "--device", "cpu", "--steps", "1", *out, *more]) == 2
+            assert f"already holds {said}" in capsys.readouterr().err.splitlines()[-1]
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+
+
+def test_the_chain_says_at_once_that_there_is_no_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "data/a.png")
+    (tmp_path / "data/a.txt").write_text("a black square")
+    words = ["all", "--preset", "debug", "--steps", "1", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "m")]
+    assert main(words) == 2
+    assert "has a readable sound" in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "m").exists()
 
 
 def test_visual_embeddings_start_alike_where_bits_agree() -> None:

@@ -16,7 +16,7 @@ from train.checkpoint import load_weights
 from train.cli import main
 from train.data import MediaSpec, open_source
 from train.loop import LoopConfig, fit
-from train.stages import Options, VideoOptions, train_video_tokenizer
+from train.stages import Options, VideoOptions, other_tokenizers, train_video_tokenizer
 from train.video_tokenizer import VideoTokenizerJob
 from train.video_training import VideoTraining
 
@@ -102,6 +102,20 @@ def test_the_entropy_weight_falls_to_its_value() -> None:
         assert float((losses[1][0] - losses[0][0]).detach()) == pytest.approx(factor * 0.3 * float(entropy), abs=1e-5)
 
 
+def test_the_change_weight_is_of_how_errors_change_between_frames() -> None:
+    losses = []
+    for weight in (0.0, 1.0):
+        job = make_job(VideoTraining(change_weight=weight, soft_share=0.0))
+        torch.manual_seed(1)
+        batch = job.batch(0, 0, 1, 0.0)
+        losses.append(float(job.loss(job.model, batch, 0.0)[0].detach()))
+    torch.manual_seed(1)
+    error = (job.model(batch).video - batch).detach()
+    assert losses[1] - losses[0] == pytest.approx(float((error[:, :, 1:] - error[:, :, :-1]).abs().mean()), rel=1e-3)
+    images = job.batch(0, 0, 1, 0.0)[:, :, :1]
+    assert torch.isfinite(job.loss(job.model, images, 0.0)[0])
+
+
 @pytest.fixture(scope="module")
 def image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("images") / "v"
@@ -142,9 +156,26 @@ def test_a_decoder_is_trained_alone_and_ids_stay(image_model: Path, tmp_path: Pa
     assert not any(same[name] for name in same if name.startswith("decoder.") and name.endswith("weight"))
 
 
+def test_a_decoder_becomes_deeper_and_stays_so(
+    image_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["video-tokenizer", "--preset", "debug", "--steps", "1", "--device", "cpu", "--decoder-only"]
+    deep, on = tmp_path / "deep/video_tokenizer", tmp_path / "on/video_tokenizer"
+    assert main([*words, "--init", str(image_model), "--decoder-depth", "2", "--out", str(deep)]) == 0
+    assert main([*words, "--init", str(deep), "--out", str(on)]) == 0
+    assert VideoTokenizer.from_pretrained(on).config.decoder_depth == 2
+    assert other_tokenizers(deep.parent, on.parent) == []  # ids are the same
+    capsys.readouterr()
+    assert main([*words, "--init", str(deep), "--decoder-depth", "1", "--out", str(tmp_path / "x")]) == 2
+    assert "decoder_depth=1: need 2, which it has, or more" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
+        (["--decoder-depth", "0"], "decoder_depth=0: need at least 1"),
+        (["--init", "IMAGES", "--decoder-depth", "0"], "decoder_depth=0: need"),
+        (["--change-weight", "-1"], "change_weight=-1.0: need a number, 0 or more"),
         (["--inflate"], "--inflate needs --init"),
         (["--decoder-only"], "--decoder-only needs --init"),
         (["--decoder-only", "--inflate", "--init", "IMAGES"], "without --inflate"),
@@ -158,6 +189,7 @@ def test_a_decoder_is_trained_alone_and_ids_stay(image_model: Path, tmp_path: Pa
         (["--init", "DAMAGED"], "DAMAGED: "),
         (["--data", "playground", "--data-weights", "1", "2"], "weights"),
         (["--perceptual", "/nowhere/net"], "/nowhere/net"),
+        (["--perceptual", "nobody/net"], "--perceptual nobody/net: not to be had"),
     ],
 )
 def test_what_cannot_be_is_said_before_any_work(

@@ -7,6 +7,7 @@ from tokenizers_av.video.config import (
     nearest_n_frames,
     video_tokenizer_config,
 )
+from tokenizers_av.video.deepening import deepen
 from tokenizers_av.video.fsq import FSQ
 from tokenizers_av.video.inflation import inflate
 from tokenizers_av.video.lfq import LFQ
@@ -23,6 +24,7 @@ __all__ = [
     "VideoOutput",
     "VideoTokenizer",
     "VideoTokenizerConfig",
+    "deepen",
     "inflate",
     "n_decoded_frames",
     "n_latent_frames",

@@ -20,6 +20,7 @@ class VideoTokenizerConfig:
     n_blocks: int = 2  # residual blocks at each height and width above the latent one
     n_time_blocks: int = 1  # residual blocks at the latent height and width, at full and at half frame rate
     n_latent_blocks: int = 2  # residual blocks at the latent height, width and frame rate
+    decoder_depth: int = 1  # residual blocks of the decoder for each of the encoder
     entropy_group: int = 6  # bits whose joint entropy is kept high together (LFQ, BSQ)
 
     def __post_init__(self) -> None:
@@ -30,7 +31,7 @@ class VideoTokenizerConfig:
             raise ValueError(f"bits={self.bits}: need 1 to 30")
         if not self.dims or min(self.dims) < 1:
             raise ValueError(f"dims={self.dims}: need at least one width, each at least 1")
-        for name in ("patch", "n_blocks", "n_time_blocks", "n_latent_blocks", "entropy_group"):
+        for name in ("patch", "n_blocks", "n_time_blocks", "n_latent_blocks", "decoder_depth", "entropy_group"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: need at least 1")
         for wide, narrow in zip(self.dims[1:], self.dims, strict=False):

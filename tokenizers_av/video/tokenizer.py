@@ -63,11 +63,12 @@ class VideoTokenizer(nn.Module, HubModel):
         self.encoder = CausalSequential([*encoder, ChannelNorm(latent), nn.Linear(latent, code_dim)])
 
         decoder: list[nn.Module] = [SpatialConv(code_dim, latent)]
-        decoder += adaptive_blocks(latent, code_dim, c.n_latent_blocks)
+        decoder += adaptive_blocks(latent, code_dim, c.n_latent_blocks * c.decoder_depth)
         for n in (c.n_time_blocks, c.n_time_blocks):
-            decoder += [TemporalUp(latent), *adaptive_blocks(latent, code_dim, n)]
+            decoder += [TemporalUp(latent), *adaptive_blocks(latent, code_dim, n * c.decoder_depth)]
         for dim, next_dim in zip(reversed(c.dims[1:]), reversed(outer), strict=True):
-            decoder += [SpatialUp(dim, next_dim), *adaptive_blocks(next_dim, code_dim, c.n_blocks)]
+            n = c.n_blocks * c.decoder_depth
+            decoder += [SpatialUp(dim, next_dim), *adaptive_blocks(next_dim, code_dim, n)]
         self.decoder = CausalSequential([*decoder, ChannelNorm(c.dims[0]), SpatialConv(c.dims[0], 3 * c.patch**2)])
 
     @property

@@ -10,7 +10,7 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,7 +34,7 @@ MAX_TRIES = 100  # files drawn at random for one sample before all are tried
 
 
 class FolderSource:
-    """Random windows of the media files under a folder, however deep; a single media file is a folder of one.
+    """Random windows of the media files under a folder, however deep, or of the files that are named.
 
     Captions come from `metadata.jsonl` or `metadata.csv` (a `file_name` column relative to it, and `text` or `caption`:
     the convention of the `datasets` library), else from a .txt file of the same name beside the media file, else they
@@ -56,13 +56,17 @@ class FolderSource:
     Raises MediaError where the folder is missing or has no usable media.
     """
 
-    def __init__(self, path: str | Path, split: str = "train", seed: int = 0, augment: bool = False) -> None:
+    def __init__(
+        self, path: str | Path | Sequence[str | Path], split: str = "train", seed: int = 0, augment: bool = False
+    ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
         self.split, self.seed, self.augment = split, seed, augment
         self.len: int | None = None  # windows are drawn at random: any index >= 0 is valid
-        self.root, found = find_media(Path(path))
-        self._captions = read_captions(self.root, deep=Path(path).is_dir())
+        given = Path(path) if isinstance(path, str | Path) else [Path(file) for file in path]
+        self.root, found = find_media(given)
+        inside = None if isinstance(given, Path) and given.is_dir() else {Path(name).parent for name in found}
+        self._captions = read_captions(self.root, inside)
         self.files = split_files(found, split)
         self.skipped: dict[str, str] = {}  # files that could not be read so far -> why
         self._unusable: set[tuple[str, bool]] = set()  # (file, whether a picture was wanted)
@@ -201,15 +205,19 @@ class _Lacking(Exception):
     """A good file that does not hold what is asked for."""
 
 
-def find_media(path: Path) -> tuple[Path, list[str]]:
-    """A folder and the sorted paths of the media files inside it, however deep; of one file, its folder and its name.
+def find_media(path: Path | Sequence[Path]) -> tuple[Path, list[str]]:
+    """A folder and the sorted paths of the media files inside it, however deep; of files, the folder that all are in
+    and their paths inside it.
 
     Linked folders count. Raises MediaError where there are none.
     """
-    if path.is_file():
-        if path.suffix.lower() not in INPUT_SUFFIXES:
-            raise MediaError(f"{path}: not a media file by its name; known are {' '.join(INPUT_SUFFIXES)}")
-        return path.parent, [path.name]
+    if not isinstance(path, Path) or path.is_file():
+        files = [path] if isinstance(path, Path) else path
+        for file in files:
+            if file.suffix.lower() not in INPUT_SUFFIXES:
+                raise MediaError(f"{file}: not a media file by its name; known are {' '.join(INPUT_SUFFIXES)}")
+        root = files[0].parent if len(files) == 1 else Path(os.path.commonpath([f.parent.absolute() for f in files]))
+        return root, sorted({file.absolute().relative_to(root.absolute()).as_posix() for file in files})
     if not path.is_dir():
         raise MediaError(f"{path}: no such folder; give a folder of media files")
     found = sorted(_media_files(path))
@@ -249,14 +257,15 @@ def split_files(names: list[str], split: str) -> list[str]:
     return [name for name in names if name in here]
 
 
-def read_captions(root: Path, deep: bool = True) -> dict[str, str]:
-    """Captions by path inside the folder, from the metadata.jsonl and metadata.csv in it (`deep`: or in folders of it).
+def read_captions(root: Path, inside: Iterable[Path] | None = None) -> dict[str, str]:
+    """Captions by path inside the folder, from the metadata.jsonl and metadata.csv in it and in all folders of it, or
+    only in the folders `inside` it.
 
     Raises MediaError.
     """
     captions = {}
-    within = "**/" if deep else ""
-    for file in sorted([*root.glob(f"{within}metadata.csv"), *root.glob(f"{within}metadata.jsonl")]):
+    within = ["**"] if inside is None else [str(folder) for folder in inside]
+    for file in sorted(file for f in within for kind in ("csv", "jsonl") for file in root.glob(f"{f}/metadata.{kind}")):
         for number, row in _rows(file):
             name = row.get("file_name")
             if not isinstance(name, str) or not name:

@@ -75,13 +75,18 @@ def open_source(
 ) -> Source:
     """Open "playground" (the built-in world), a folder of media files, a media file, or several of these as a Mixture.
 
-    `weights` are the shares of several. `augment` crops and mirrors what comes from files at random, see FolderSource.
-    Raises ValueError for anything else.
+    `weights` are the shares of several; without them media files are one source, which counts as often as it has files.
+    `augment` crops and mirrors what comes from files at random, see FolderSource. Raises ValueError for anything else.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
-    names = [data] if isinstance(data, str | Path) else list(data)
-    if len(names) != 1 or weights is not None:
+    names: list[Any] = [data] if isinstance(data, str | Path) else list(data)
+    files = [name for name in names if Path(name).is_file()]
+    if weights is None and len(files) > 1:  # as if they were a folder, of which some are held out
+        folders = [name for name in names if name not in files]
+        names = [*folders, files]
+        weights = [1.0] * len(folders) + [float(len(files))]
+    if len(names) != 1 or (weights is not None and len(weights) != 1):
         from train.data.mixture import Mixture, check_weights
 
         check_weights(weights, len(names))  # before folders are searched
@@ -90,12 +95,12 @@ def open_source(
     return _open_one(names[0], split, device, seed, augment)
 
 
-def _open_one(data: str | Path, split: str, device: Any, seed: int, augment: bool) -> Source:
+def _open_one(data: str | Path | list[str | Path], split: str, device: Any, seed: int, augment: bool) -> Source:
     if str(data) == "playground":
         from train.data.playground import Playground
 
         return Playground(split=split, seed=seed, device=device)
-    if not Path(data).exists():
+    if not isinstance(data, list) and not Path(data).exists():
         raise ValueError(f"data={str(data)!r}: no such folder or file; give media files, or 'playground'")
     from train.data.folder import FolderSource
 
