@@ -24,7 +24,7 @@ from lm.decode import Decoder
 from lm.plan import Plan, Prefix
 from lm.sampling import Sampling, distribution, draw, uniforms
 from lm.session import Session
-from lm.speculative import Counts, Draft, SpeculativeDecoder, nearest
+from lm.speculative import Counts, SpeculativeDecoder
 from lm.transformer import LM
 from lm.vocabulary import IdRange
 
@@ -86,12 +86,11 @@ class Engine:
         sampling: Mapping[str, Sampling] | None = None,
         seeds: Sequence[int],
         window: int = 0,
-        draft: Draft = nearest,
     ) -> Tensor:
         """All ids at once, (B, N) int64; see `stream`."""
         stream = self.stream(
             prefix, plan, unconditional=unconditional, guidance_scale=guidance_scale, sampling=sampling, seeds=seeds,
-            window=window, draft=draft,
+            window=window,
         )  # fmt: skip
         return torch.cat(list(stream), dim=1)
 
@@ -105,7 +104,6 @@ class Engine:
         sampling: Mapping[str, Sampling] | None = None,
         seeds: Sequence[int],
         window: int = 0,
-        draft: Draft = nearest,
     ) -> Iterator[Tensor]:
         """Yield the ids of all samples as they become known, (B, k) int64 with k >= 1, forced ids included, N in all.
 
@@ -136,7 +134,7 @@ class Engine:
         if shortest < self.block_size and not all(run.forced for run in runs[0]):
             raise ValueError(f"a prefix of {shortest} ids cannot predict a block of {self.block_size}")
         if window:
-            return self._speculate(rows, plan, runs, guidance_scale, list(seeds), window, draft)
+            return self._speculate(rows, plan, runs, guidance_scale, list(seeds), window)
         return self._run(rows, plan, runs, guidance_scale, list(seeds))
 
     @torch.inference_mode()  # entered while the generator runs, left at every yield
@@ -185,7 +183,6 @@ class Engine:
     @torch.inference_mode()
     def _speculate(
         self, rows: Prefix, plan: Plan, blocks: list[list[Run]], scale: float, seeds: list[int], window: int,
-        draft: Draft,
     ) -> Iterator[Tensor]:  # fmt: skip
         cache = self._cache(len(rows), Session.capacity(rows, plan, window))
         try:
@@ -197,12 +194,12 @@ class Engine:
                     sizes[place, : len(run.range.factors)] = torch.tensor([b - a for a, b in run.rows])
             last = torch.stack([ids[-1] for ids in rows.ids[: len(seeds)]]).to(self.decoder.device)
             passes = _Passes(self, session, runs, scale)
-            steps = SpeculativeDecoder(passes, plan.start, sizes, last, window=window, seeds=seeds, draft=draft)
+            steps = SpeculativeDecoder(passes, plan.start, sizes, last, window=window, seeds=seeds)
             self.passes, self.counts = 0, steps.counts
-            waiting = [torch.empty(0, dtype=torch.int64)] * len(seeds)
+            waiting = [torch.empty(0, dtype=torch.int64, device=self.decoder.device)] * len(seeds)
             for known in steps:
                 self.passes += 1
-                waiting = [torch.cat((a, b.to(a.device))) for a, b in zip(waiting, known, strict=True)]
+                waiting = [torch.cat(pair) for pair in zip(waiting, known, strict=True)]
                 k = min(map(len, waiting))
                 if k:
                     yield torch.stack([ids[:k] for ids in waiting])

@@ -89,30 +89,6 @@ def nearest(look: Look, sample: Tensor, place: Tensor, factor: int) -> Tensor:
     return p[sample, column] * (column >= 0)[:, None]
 
 
-@dataclass(frozen=True)
-class Repeat:
-    """The value `distance` places earlier for certain, where the same ids may stand; elsewhere as `otherwise`.
-
-    A distance of height * width repeats the latent frame before. Where the pass did not reach that far, a multiple of
-    the distance counts.
-    """
-
-    distance: int
-    otherwise: Draft = nearest
-
-    def __call__(self, look: Look, sample: Tensor, place: Tensor, factor: int) -> Tensor:
-        """See `Draft`."""
-        weights = self.otherwise(look, sample, place, factor)
-        if not look.p:
-            return weights
-        n_new = place - look.first[sample] - look.p[0].shape[1]  # places before it that enter the window together
-        source = place - self.distance * (n_new // self.distance + 1)
-        same = (source >= 0) & (look.kind[source.clamp(min=0)] == look.kind[place])
-        weights = _widen(weights, int(look.sizes[place, factor].max()))
-        value = look.values[sample, source.clamp(min=0), factor] * same
-        return torch.where(same[:, None], torch.zeros_like(weights).scatter_(1, value[:, None], 1), weights)
-
-
 @dataclass
 class Counts:
     """How drafting went. Drafts of places that can take one id only are not counted."""

@@ -19,6 +19,7 @@ RGB_TO_YCBCR = np.array(
     [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]], dtype=np.float32
 )
 YCBCR_OFFSET = np.array([16, 128, 128], dtype=np.float32)
+PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # others may start programs, as PostScript does
 Size = int | tuple[int, int]
 
 
@@ -80,15 +81,15 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
 
 def picture_of(frame: Any) -> Tensor:
     """Turn an av.VideoFrame of any pixel format into an upright (H, W, 3) uint8 picture, transparency on white."""
-    if frame.format.name == "pal8" or any(part.is_alpha for part in frame.format.components):
-        picture = on_white(frame.to_ndarray(format="rgba"))
-    else:
-        colours = {}
-        if frame.colorspace == 2 and frame.height >= 720 and not frame.format.is_rgb:
-            from av.video.reformatter import Colorspace
+    clear = frame.format.name == "pal8" or any(part.is_alpha for part in frame.format.components)
+    colours = {}
+    if frame.colorspace == 2 and frame.height >= 720 and not frame.format.is_rgb:
+        from av.video.reformatter import Colorspace
 
-            colours = {"src_colorspace": Colorspace.ITU709}  # what untagged high-definition video means
-        picture = frame.reformat(format="rgb24", interpolation=TO_RGB, **colours).to_ndarray()
+        colours = {"src_colorspace": Colorspace.ITU709}  # what untagged high-definition video means
+    picture = frame.reformat(format="rgba" if clear else "rgb24", interpolation=TO_RGB, **colours).to_ndarray()
+    if clear:
+        picture = on_white(picture)
     quarter_turns = round(frame.rotation / 90) % 4  # phones film sideways and note the turn
     if quarter_turns:
         picture = np.rot90(picture, quarter_turns)
@@ -119,7 +120,7 @@ def open_image(path: str) -> Any:
     """A PIL.Image.Image whose pixels are not read yet. Raises OSError and what else Pillow raises."""
     from PIL import Image
 
-    return Image.open(path)
+    return Image.open(path, formats=PILLOW_FORMATS)
 
 
 def read_image(path: str) -> Tensor:

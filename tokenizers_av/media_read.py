@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenizers_av.media_formats import IMAGE_SUFFIXES, MediaError
 from tokenizers_av.media_frames import open_image, picture_of, read_image, resize
-from tokenizers_av.media_sound import mono_chunks
+from tokenizers_av.media_sound import RESTART_SECONDS, mono_chunks
 
 IMAGE_FPS = 8.0  # frame rate of a clip that is made of one image
 USUAL_FPS = 25.0  # where neither the headers nor the time stamps tell
@@ -147,6 +147,10 @@ def _packets_decoded(container: Any, stream: Any) -> Iterator[Any]:
     """Decoded frames of a stream; damaged packets are passed over, and a file that breaks off just ends."""
     import av
 
+    # AVI says when a packet is decoded, not when its picture is shown: pictures come in order, so count from the first
+    counted = container.format.name == "avi" and stream.type == "video"
+    first: int | None = None
+    delay: int | None = None  # between the two, in ticks
     packets = container.demux(stream)  # ends with an empty packet, which empties the decoder
     while True:
         try:
@@ -155,8 +159,15 @@ def _packets_decoded(container: Any, stream: Any) -> Iterator[Any]:
             return
         except av.error.FFmpegError:
             break
+        first = packet.dts if first is None else first
         with contextlib.suppress(av.error.FFmpegError):
-            yield from packet.decode()
+            for frame in packet.decode():
+                if counted and first is not None and frame.dts is not None:
+                    delay = frame.dts - first if delay is None else delay
+                    frame.pts = frame.dts - delay
+                elif counted:
+                    frame.pts = None
+                yield frame
     with contextlib.suppress(av.error.FFmpegError):
         for frame in stream.decode(None):
             frame.time_base = stream.time_base  # not set here by PyAV
@@ -183,8 +194,12 @@ def timed_frames(path: str, info: MediaInfo, start: float) -> Iterator[tuple[flo
             if seeking and not _seek(container, stream, origin + start):
                 continue
             last: float | None = None
+            ahead = 0.0  # of a clock that has started again
             for frame in _packets_decoded(container, stream):
-                time = frame.time - origin if frame.time is not None else (0.0 if last is None else last + step)
+                following = 0.0 if last is None else last + step
+                time = frame.time - origin + ahead if frame.time is not None else following
+                if last is not None and time < last - RESTART_SECONDS:
+                    ahead, time = ahead + following - time, following
                 if last is None and seeking and time > start:
                     break  # the seek went too far: read from the beginning instead
                 if last is not None and time <= last:
@@ -260,11 +275,15 @@ def _no_image(path: str, error: Exception) -> MediaError:
 
 
 def sound_chunks(path: str, info: MediaInfo, sample_rate: int, start: float) -> Iterator[np.ndarray]:
-    """Yield the sound from `start` on as chunks (N,) float32 in [-1, 1], mono at `sample_rate`."""
-    with open_container(path) as container:
-        stream = audio_stream(container)
-        if start > SEEK_BACK and not _seek(container, stream, info.origin + start - SEEK_BACK):
-            with open_container(path) as fresh:
-                yield from mono_chunks(_packets_decoded(fresh, audio_stream(fresh)), sample_rate, info.origin, start)
-            return
-        yield from mono_chunks(_packets_decoded(container, stream), sample_rate, info.origin, start)
+    """Yield the sound from `start` on as chunks (N,) float32 in [-1, 1], mono at `sample_rate`; raises MediaError."""
+    import av
+
+    with contextlib.ExitStack() as closing:
+        container = closing.enter_context(open_container(path))
+        if start > SEEK_BACK and not _seek(container, audio_stream(container), info.origin + start - SEEK_BACK):
+            container = closing.enter_context(open_container(path))
+        frames = _packets_decoded(container, audio_stream(container))
+        try:
+            yield from mono_chunks(frames, sample_rate, info.origin, start)
+        except av.error.FFmpegError as error:
+            raise MediaError(f"{path}: its sound cannot be read ({error.strerror})") from None

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+RESTART_SECONDS = 1.0  # a jump back that is longer is a clock that starts again, as where streams were joined
 GAP_SECONDS = 0.1  # a jump of the time stamps that is longer is silence; a shorter one is rounding
 SILENCE_BLOCK = 1 << 16
 # how loud each loudspeaker is in the mono mix; the low-frequency channel is left out, as in usual downmixes
@@ -39,10 +40,10 @@ class MonoResampler:
         if source != self.source:  # the first frame, or a stream that changes its mind
             yield from self.flush()
             self.source = source
-            self.resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=self.sample_rate)
+            # interleaved: of planes, PyAV reads beyond the eighth
+            self.resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=self.sample_rate)
         frame.pts = None  # the clock is kept outside
-        for out in self.resampler.resample(frame):
-            yield self._mix(out)
+        yield from map(self._mix, self.resampler.resample(frame))
 
     def flush(self) -> Iterator[np.ndarray]:
         """The samples still inside; the next push starts afresh."""
@@ -53,11 +54,8 @@ class MonoResampler:
 
     @staticmethod
     def _mix(frame: Any) -> np.ndarray:
-        samples = frame.to_ndarray()  # (C, N)
         names = [channel.name for channel in frame.layout.channels]
-        if len(names) != len(samples):
-            names = [""] * len(samples)
-        return mono_weights(names) @ samples
+        return frame.to_ndarray().reshape(-1, len(names)) @ mono_weights(names)
 
 
 def mono_chunks(frames: Iterable[Any], sample_rate: int, origin: float, start: float) -> Iterator[np.ndarray]:
@@ -69,6 +67,7 @@ def mono_chunks(frames: Iterable[Any], sample_rate: int, origin: float, start: f
     emitted = 0  # samples given out, counted from `start`
     skip = 0  # samples of the current run to drop
     expected: float | None = None  # where the next frame should begin, in seconds from `origin`
+    ahead = 0.0  # of a clock that has started again
 
     def keep(chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         nonlocal emitted, skip
@@ -80,8 +79,10 @@ def mono_chunks(frames: Iterable[Any], sample_rate: int, origin: float, start: f
                 yield np.nan_to_num(chunk[dropped:]).clip(-1, 1)
 
     for frame in frames:
-        time = expected if frame.time is None else frame.time - origin
+        time = expected if frame.time is None else frame.time - origin + ahead
         time = 0.0 if time is None else time
+        if expected is not None and time < expected - RESTART_SECONDS:
+            ahead, time = ahead + expected - time, expected
         if expected is None or abs(time - expected) > GAP_SECONDS:
             yield from keep(resampler.flush())
             place = round((time - start) * sample_rate)  # of this frame's first sample, counted from `start`

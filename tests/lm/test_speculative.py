@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import lm.speculative
-from lm.speculative import Look, Repeat, SpeculativeDecoder, nearest, pick, residual, settle, uniform
+from lm.speculative import Look, SpeculativeDecoder, nearest, pick, residual, settle, uniform
 
 START = 100  # of the ids at place 0; each other set of sizes starts elsewhere
 
@@ -119,8 +119,8 @@ def wild(look, sample, place, factor):
 
 @pytest.mark.parametrize(
     ("window", "draft", "dtype"),
-    [(3, nearest, torch.float64), (9, uniform, torch.float32), (4, Repeat(1), torch.float64), (4, wild, torch.float64)],
-    ids=["nearest", "uniform", "repeat", "wild"],
+    [(3, nearest, torch.float64), (9, uniform, torch.float32), (4, wild, torch.float64)],
+    ids=["nearest", "uniform", "wild"],
 )
 def test_draws_from_the_exact_distribution(window, draft, dtype):
     toy = Toy(PAIRS)
@@ -211,14 +211,6 @@ def test_neighbours_that_are_distributed_alike_save_passes():
     _, _, other = decode(toy, range(20), 8, uniform)
     assert (counts.passes <= 6).all(), counts.passes  # one after the first drafts, then 8 places each
     assert (other.passes > 6).all(), other.passes
-
-
-@pytest.mark.parametrize("distance", [2, 5, 9])
-def test_repeated_frames_save_passes(distance):
-    toy = fixed([i % distance % 5 for i in range(41)], [5] * 41)
-    _, _, counts = decode(toy, range(20), 8, Repeat(distance))
-    _, _, other = decode(toy, range(20), 8, Repeat(distance + 1))
-    assert (counts.passes <= 7).all() and (other.passes > 9).all(), (counts.passes, other.passes)
 
 
 @pytest.mark.parametrize("extreme", [0.0, 1 - 2**-53])

@@ -14,7 +14,8 @@ from PIL import Image
 from tokenizers_av import media_read
 from tokenizers_av.clip import Clip, ClipReader, ClipWriter, MediaError, check_output, read_clip
 from tokenizers_av.media_formats import is_numbered
-from tokenizers_av.media_frames import RGB_TO_YCBCR, YCBCR_OFFSET, stretch, to_yuv420
+from tokenizers_av.media_frames import RGB_TO_YCBCR, YCBCR_OFFSET, picture_of, stretch, to_yuv420
+from tokenizers_av.media_sound import mono_chunks
 
 MOVIES = ["mp4", "m4v", "mov", "mkv", "webm", "gif"]
 
@@ -282,6 +283,19 @@ def test_channels_are_mixed_without_clipping(tmp_path):
     assert torch.allclose(read_clip(tmp_path / "left.wav").samples, expected / 2, atol=1e-3)
 
 
+@pytest.mark.parametrize("n", [8, 16])
+def test_any_number_of_channels_is_mixed(tmp_path, n):
+    tone = 0.9 * np.sin(np.arange(4800) / 20)
+    write_wav(tmp_path / "a.wav", np.stack([tone] * n), 16000)
+    assert torch.allclose(read_clip(tmp_path / "a.wav").samples, torch.from_numpy(tone).float(), atol=1e-3)
+
+
+def test_more_channels_than_can_be_mixed_are_an_error(tmp_path):
+    write_wav(tmp_path / "a.wav", np.zeros((72, 4800)), 16000)
+    with pytest.raises(MediaError, match=r"a\.wav: its sound cannot be read"):
+        read_clip(tmp_path / "a.wav")
+
+
 @pytest.mark.parametrize("rate", [8000, 44100, 48000])
 def test_resampling_keeps_time_and_level(tmp_path, rate):
     write_wav(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)[None], rate)
@@ -289,6 +303,61 @@ def test_resampling_keeps_time_and_level(tmp_path, rate):
     expected = 0.5 * torch.sin(2 * torch.pi * 440 * torch.arange(16000) / 16000)
     assert abs(len(samples) - 16000) <= 1
     assert (samples[200:15800] - expected[200:15800]).abs().max() < 0.01
+
+
+def write_greys(path, greys, **options):
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for grey in greys:
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), grey, np.uint8), format="rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def greys_of(clip):
+    return clip.frames.float().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("bf", ["0", "3"])
+def test_an_avi_has_no_times_and_keeps_all_its_frames(tmp_path, bf):
+    greys = torch.arange(60) * 4
+    write_greys(tmp_path / "a.avi", greys.tolist(), bf=bf, g="25")
+    assert (greys_of(read_clip(tmp_path / "a.avi")) - greys).abs().max() < 2
+    assert (greys_of(read_clip(tmp_path / "a.avi", start=1.6)) - greys[40:]).abs().max() < 2
+
+
+def test_what_comes_after_the_clock_starts_again_is_read(tmp_path):
+    for name, first in (("a.ts", 0), ("b.ts", 150)):
+        write_greys(tmp_path / name, range(first, first + 50))
+    (tmp_path / "both.ts").write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    expected = torch.tensor([*range(50), *range(150, 200)])
+    assert (greys_of(read_clip(tmp_path / "both.ts")) - expected).abs().max() < 2
+
+
+def test_sound_after_the_clock_starts_again_follows_what_was_before():
+    frames = []
+    for k in range(10):
+        frames.append(av.AudioFrame.from_ndarray(np.full((1, 3200), k / 10, np.float32), "fltp", "mono"))
+        frames[-1].sample_rate, frames[-1].time_base, frames[-1].pts = 16000, Fraction(1, 16000), k % 7 * 3200
+    samples = np.concatenate(list(mono_chunks(frames, 16000, 0.0, 0.0)))
+    assert np.allclose(samples, np.arange(10).repeat(3200) / 10, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [64, 720])
+def test_transparency_changes_no_colours(rows):
+    planes = torch.randint(16, 235, (rows * 3 // 2, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    opaque = av.VideoFrame.from_ndarray(planes.numpy(), format="yuv420p")
+    clear = av.VideoFrame(64, rows, "yuva420p")
+    for k, plane in enumerate(clear.planes):
+        plane.update(bytes(opaque.planes[k]) if k < 3 else b"\xff" * plane.buffer_size)
+    assert (picture_of(clear).int() - picture_of(opaque).int()).abs().max() <= 1
+
+
+def test_an_image_of_a_format_that_starts_programs_is_refused(tmp_path):
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(MediaError, match="not a readable image"):
+        read_clip(tmp_path / "a.png")
 
 
 def test_turned_phone_video_is_shown_upright(tmp_path):

@@ -164,7 +164,7 @@ def test_all_bits_of_a_large_codebook_fit_in_one_group() -> None:
 
     z = latents(1280, 18).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        loss = LFQ(18, 18).entropy_loss(z)
+        loss = LFQ(18, 18)(z).entropy_loss
     loss.backward()
     assert z.grad is not None and z.grad.isfinite().all() and z.grad.abs().sum() > 0
     assert sum(kept.values()) < 20e6, sum(kept.values())

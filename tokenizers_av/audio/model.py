@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from tokenizers_av.audio.config import AudioTokenizerConfig
 from tokenizers_av.audio.quantizer import ResidualQuantizer
 from tokenizers_av.audio.seanet import Decoder, Encoder, Stream
+from tokenizers_av.hub import HubModel
 
 PIECE = 256  # frames that are computed at once; more would take memory and no less time
 
@@ -25,7 +25,7 @@ class AudioOutput:
     commit_loss: Tensor  # () zero in eval mode
 
 
-class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
+class AudioTokenizer(nn.Module, HubModel):
     """Samples to ids and back; encoding and decoding are exactly causal: frame k needs samples and ids up to k only."""
 
     def __init__(self, config: AudioTokenizerConfig):
@@ -34,12 +34,6 @@ class AudioTokenizer(nn.Module, PyTorchModelHubMixin, library_name="avpoet"):
         self.encoder = Encoder(config)
         self.quantizer = ResidualQuantizer(config)
         self.decoder = Decoder(config)
-
-    @classmethod
-    def _from_pretrained(cls, **kwargs):
-        """A file that lacks weights is an error, and what was loaded is ready to encode."""
-        kwargs.setdefault("strict", True)
-        return super()._from_pretrained(**kwargs).eval()
 
     @property
     def sample_rate(self) -> int:

@@ -5,7 +5,6 @@ Captions are lower-cased and normalised (Unicode NFKC with case folding), so `de
 
 import io
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -130,4 +129,4 @@ class TextTokenizer:
 
 def _looks_like_hub_name(name: str) -> bool:
     """`owner/name`, and not a path."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and os.sep + os.sep not in name
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))

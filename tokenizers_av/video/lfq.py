@@ -60,10 +60,6 @@ class LFQ(Quantizer):
         super().__init__(bits, 1 << bits)
         self.groups = [min(entropy_group, bits - i) for i in range(0, bits, entropy_group)]
 
-    def entropy_loss(self, z: Tensor) -> Tensor:
-        """E[H(q)] - H[E(q)] per bit, in nats (Eq. 5); z (..., C)."""
-        return self._entropy_loss(self._carrier(self._checked(z)))
-
     def _ids(self, z: Tensor) -> Tensor:
         """Bit i is set where z_i > 0 (Eq. 3-4)."""
         return ((z > 0).long() << torch.arange(self.dim, device=z.device)).sum(-1)
@@ -81,6 +77,7 @@ class LFQ(Quantizer):
         return self._entropy_loss(carrier), F.mse_loss(carrier, codes) / self.scale**2
 
     def _entropy_loss(self, carrier: Tensor) -> Tensor:
+        """E[H(q)] - H[E(q)] per bit, in nats (Eq. 5); carrier (..., C)."""
         # 2 at a code: for LFQ the softmax of <z, q> over q in {-1, +1}; sharper ones give no gradient
         logits = (2 / self.scale * carrier).reshape(-1, self.dim)
         per_position, of_mean = bit_entropies(logits, self.groups)
