@@ -67,6 +67,7 @@ class Engine:
         with torch.inference_mode():
             self.decoder = Decoder(model, dtype or model.embed.weight.dtype, int8=int8, compiled=compile)
         self._step: Callable[..., Tensor] | None = None
+        self.compiled = compile
         if compile:
             on_gpu = self.decoder.device.type == "cuda"
             self._step = torch.compile(

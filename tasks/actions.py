@@ -29,7 +29,9 @@ def generate(args: Namespace) -> None:
     """Run a row of the task table and write its result."""
     from tasks.model_folder import find_model, read_config
     from tasks.request import Request
+    from tokenizers_av.clip import check_output
 
+    check_output(args.out)
     row, values = get_task(args.task), vars(args)
     inputs = _options(values, *(b.argument for b in row.inputs))
     arguments = _options(values, *(a.name for a in row.arguments))
@@ -90,11 +92,15 @@ def superres(args: Namespace) -> None:
     """Write the clip enlarged."""
     from tasks.enlarge import check_enlarging
     from tasks.source import Source
+    from tokenizers_av.media_write import MAX_GIF_RATE, MediaError
 
     check_seed(args.seed)
     source = Source(args.media, need="video")
     _check_not_input(args.out, args.media)
     _check_target(args.out, picture=True, sound=False, one_image=source.is_image)
+    if args.out.lower().endswith(".gif") and source.fps * args.rate > MAX_GIF_RATE:
+        rate = source.fps * args.rate
+        raise MediaError(f"{args.out}: a gif shows at most {MAX_GIF_RATE} frames a second, not {rate:g}; use .mp4")
     config = _head_config(args.model)
     check_enlarging(config, source, args.scale, args.rate, args.steps, args.noise, args.prompt)
     steps = config.steps if args.steps is None else args.steps
@@ -299,7 +305,9 @@ def _load(args: Namespace, command: str, values: dict[str, Any]) -> AVPoet:
 
         row = next_row(values["sound"]) if command == "extend" else get_task(args.task)
         sampling = config.sampling.of(row.name)
-        if any(b.droppable for b in row.inputs):
+        prompted = values.get("prompt") is not None or bool(values.get("prompts"))
+        whole = any(b.droppable and b.kind != "text" for b in row.inputs)
+        if (prompted or whole) and config.sampling.guides(row):
             shown.setdefault("guidance_scale", sampling.guidance_scale)
         for kind, how in sampling.ranges.items():
             shown[kind] = {**how, **{k: v for k, v in values.items() if k in ("temperature", "top_k", "top_p")}}

@@ -57,7 +57,7 @@ class Generator:
         `negative` are the text ids that guidance pushes away from, instead of no text. `known` holds the beginning of
         the answer, which is then not drawn but given back. Each item holds one medium.
         """
-        self._check(task)
+        self._check(task, options)
         places, segments = self._plan(task, sound, n_context, known)
         steps = self._steps(task, [sample], places, options, [seed], n_context, negative)
         before = self._frames_before(task, sample, n_context)
@@ -81,7 +81,7 @@ class Generator:
         n_context: int = 1, negative: torch.Tensor | None = None, tick: Callable[[int], None] = lambda n: None,
     ) -> list[TokenSample]:  # fmt: skip
         """The whole answers to several samples of a task in one batch: each is what `blocks` gives for it alone."""
-        self._check(task)
+        self._check(task, options)
         places, segments = self._plan(task, sound, n_context)
         drawn = []
         for ids in self._steps(task, samples, places, options, seeds, n_context, negative):
@@ -144,7 +144,11 @@ class Generator:
         first = block.frames(self.layout.latent_frames, n_context)[0]
         return sample.video[:first] if first else None
 
-    def _check(self, task: Task) -> None:
+    def _check(self, task: Task, options: Options) -> None:
+        if options.speculative and self.engine.block_size > 1:
+            raise InputError(f"this model draws {self.engine.block_size} ids at a time: leave out speculative")
+        if options.speculative and self.engine.compiled:
+            raise InputError("a compiled step draws one id at a time, speculative drafts many: choose one of them")
         if task.token not in self.vocab.special_tokens:
             raise InputError(f"this model was not trained for {task.command}: its vocabulary has no {task.token}")
 

@@ -9,6 +9,7 @@ comes of ids.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -175,8 +176,11 @@ def continue_clip(
     layout, codec, sound = generator.layout, past.codec, past.hear is not None
     row = next_row(sound)
     negative = codec.encode_text(options.negative_prompt)
+    windows = list(steps(layout, len(past.video), n_frames))
+    starts = itertools.accumulate((step.n_new for step in windows), initial=0)
+    story.check_told([n / layout.fps for n in starts][:-1], n_frames / layout.fps)
     done = 0
-    for i, step in enumerate(steps(layout, len(past.video), n_frames), start=1):
+    for i, step in enumerate(windows, start=1):
         given = past.context(step.n_context)
         text = codec.encode_text(story.prompt(done / layout.fps, n_frames / layout.fps))
         sample = TokenSample(text, given.video, given.audio)

@@ -17,6 +17,7 @@ from tasks.errors import InputError
 if TYPE_CHECKING:
     from lm import Sampling
     from tasks.sequence import Layout
+    from tasks.task import Task
     from tokenizers_av.audio import AudioTokenizer
     from tokenizers_av.superres import SuperRes
     from tokenizers_av.video import VideoTokenizer
@@ -48,6 +49,11 @@ class SamplingDefaults:
         own = dict(self.tasks.get(task, {}))
         scale = own.pop("guidance_scale", self.guidance_scale)
         return SamplingDefaults(scale, {kind: {**how, **own} for kind, how in self.ranges.items()})
+
+    def guides(self, task: Task) -> bool:
+        """Whether guidance acts on anything that a task draws."""
+        how = self.of(task.name).resolve(None, None, None)
+        return any(how["visual" if b.kind == "video" else b.kind].guided for b in task.outputs)
 
     def resolve(self, temperature: float | None, top_k: int | None, top_p: float | None) -> dict[str, Sampling]:
         """The sampling of every kind of range; what the caller gave replaces the model's own setting everywhere."""

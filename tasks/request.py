@@ -52,16 +52,16 @@ class Request:
         names = {a.name for a in row.arguments}
         opts = options_of({k: v for k, v in options.items() if k not in names})
         check_inputs(row, given)
-        arguments = check_arguments(row, options)
         check_length(row, seconds)
         check_choices(row, keep_known=opts.keep_known, superres=opts.superres)
-        check_guidance(row, opts, prompted=given.get("prompt") is not None)
+        check_guidance(row, opts, prompted=given.get("prompt") is not None, guides=config.sampling.guides(row))
         name = next((n for n in MEDIA if given.get(n) is not None), None)
         source = None if name is None else Source(given[name], need="audio" if name == "audio" else "video")
         if source is not None and row.needs_sound and not source.has_audio:
             raise MediaError(f"{source.name}: has no sound, which {row.command} goes on from")
         if source is not None and seconds is not None:
             _check_future(row, source, seconds, config.layout)
+        arguments = check_arguments(row, options)  # last: a depth model is opened here
         conditioner = None
         if row.condition is not None and source is not None:
             conditioner = row.condition.open(source.picture_size(), config.size, config.layout.fps, **arguments)
@@ -106,8 +106,13 @@ def check_choices(row: Task, *, keep_known: bool, superres: bool) -> None:
         raise InputError("superres draws every pixel anew, keep_known keeps some: choose one of them")
 
 
-def check_guidance(row: Task, options: Options, *, prompted: bool) -> None:
-    """Raise InputError where guidance is asked for and there is nothing that it could push away from."""
+def check_guidance(row: Task, options: Options, *, prompted: bool, guides: bool = True) -> None:
+    """Raise InputError where guidance is asked for and the model `guides` nothing of what the row makes, or there is
+    nothing that it could push away from."""
+    asked = options.guidance_scale not in (None, 1) or options.negative_prompt is not None
+    if asked and not guides:
+        raise InputError(f"{row.command}: this model's {row.outputs[-1].kind} is drawn without guidance: leave out "
+                         "guidance_scale and negative_prompt")  # fmt: skip
     if prompted:
         return
     if options.negative_prompt is not None:

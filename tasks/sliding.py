@@ -37,12 +37,20 @@ def video_from_video(codec: Codec, generator: Generator, r: Request) -> Iterator
     tick = Ticker(r.options.progress, n_windows(layout, n_frames) * generator.n_ids(r.row, sound=False))
     text, answer = codec.encode_text(r.prompt), _Pictures(codec, generator, r, tick)
 
+    read = 0  # frames: headers may promise less than there is
+
+    def counted() -> Iterator[Tensor]:
+        nonlocal read
+        for chunk in _frames(source, codec, r):
+            read += len(chunk)
+            yield chunk
+
     def pictures() -> Iterator[Tensor]:
         done = 0
-        for i, (frames, _) in enumerate(windows(_frames(source, codec, r), layout.n_frames, hop(layout))):
+        for i, (frames, _) in enumerate(windows(counted(), layout.n_frames, hop(layout))):
             shown = codec.encode_video(conditioner.frames(frames, i * hop(layout)))
             new = answer(TokenSample(text, condition=shown))
-            made = stretch(new[: n_frames - done], *size)
+            made = stretch(new[: read - done], *size)
             if r.options.keep_known:
                 made = conditioner.composite(made, frames[len(frames) - len(new) :][: len(made)], done)
             done += len(made)
@@ -81,7 +89,7 @@ def video_for_sound(codec: Codec, generator: Generator, r: Request) -> Iterator[
 def sound_for_text(codec: Codec, generator: Generator, r: Request) -> Iterator[Clip]:
     """A sound for a prompt."""
     layout = generator.layout
-    left = codec.n_samples(layout.n_frames) if r.seconds is None else round(r.seconds * codec.sample_rate)
+    left = codec.n_samples(layout.n_frames) if r.seconds is None else max(1, round(r.seconds * codec.sample_rate))
     step = round((layout.n_frames - n_kept(layout)) / layout.fps * layout.audio_rate) or layout.audio_frames
     n = 1 + max(0, -(-(left // codec.audio.hop_length - layout.audio_frames) // step))
     tick = Ticker(r.options.progress, n * generator.n_ids(r.row, sound=True))

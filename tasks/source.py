@@ -29,6 +29,7 @@ class Source:
         if isinstance(media, Clip):
             self.has_video, self.has_audio = media.frames is not None, media.samples is not None
             self.seconds: float | None = media.seconds
+            self.fps = media.fps
             self.is_image = media.n_frames == 1
             self.sample_rate = media.sample_rate if self.has_audio else None
             if media.samples is not None:
@@ -40,6 +41,7 @@ class Source:
             with ClipReader(media) as reader:
                 self.has_video, self.has_audio, self.seconds = reader.has_video, reader.has_audio, reader.seconds
                 self.is_image, self.sample_rate = reader.info.is_image, reader.info.sample_rate
+                self.fps = reader.fps
         self.name = "the clip" if isinstance(media, Clip) else str(media)
         if isinstance(media, Clip) and media.frames is not None and not media.n_frames:
             raise MediaError(f"{self.name}: holds no frame")

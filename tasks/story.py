@@ -40,11 +40,21 @@ class Story:
 
     def prompt(self, second: float, seconds: float) -> str | None:
         """What is told at a second of `seconds` in all."""
-        if not self.texts:
-            return None
+        return self.texts[self._number(second, seconds)] if self.texts else None
+
+    def check_told(self, windows: Sequence[float], seconds: float) -> None:
+        """Raise InputError for a prompt that none of the windows, which begin at these seconds, would be told."""
+        told = {self._number(second, seconds) for second in windows} if self.texts else set()
+        for i, text in enumerate(self.texts):
+            if i not in told:
+                begin = ", ".join(f"{second:g}" for second in windows[:6]) + (", …" if len(windows) > 6 else "")
+                raise InputError(f"the prompt {text!r} would never be told: windows begin at {begin} s, each is told "
+                                 "one; give fewer prompts or other times")  # fmt: skip
+
+    def _number(self, second: float, seconds: float) -> int:
         if self.times is None:
-            return self.texts[min(len(self.texts) - 1, int(second / seconds * len(self.texts)))]
-        return self.texts[max(i for i, t in enumerate(self.times) if t <= second + 1e-6)]
+            return min(len(self.texts) - 1, int(second / seconds * len(self.texts)))
+        return max(i for i, t in enumerate(self.times) if t <= second + 1e-6)
 
     @staticmethod
     def _pair(value: Any) -> tuple[float, str]:
@@ -59,7 +69,7 @@ def parse_prompt(text: str) -> str | tuple[float, str]:
     """A prompt as it is typed: "12: a ball falls" or "0:12: a ball falls" has its time before it."""
     head, colon, rest = text.partition(": ")
     parts = head.split(":")
-    if colon and len(parts) <= 3 and all(p.replace(".", "", 1).isdigit() for p in parts):
+    if colon and len(parts) <= 3 and all(p.replace(".", "", 1).isdecimal() for p in parts):
         second = 0.0
         for part in parts:
             second = second * 60 + float(part)

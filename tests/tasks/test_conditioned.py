@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import av
 import pytest
 import torch
@@ -9,7 +11,9 @@ import torch.nn.functional as F
 
 from tasks import TASKS, InputError
 from tasks.codec import even_size
+from tasks.model_folder import SamplingDefaults
 from tasks.options import Options
+from tasks.request import Request
 from tasks.sequence import TokenSample
 from tasks.source import Source
 from tasks.stream import join
@@ -105,6 +109,37 @@ def test_what_is_known_of_an_answer_is_given_back(poet):
                                       known=TokenSample(video=video, audio=audio)))  # fmt: skip
     assert torch.equal(made[-2].video[:2], video) and torch.equal(made[-1].audio[:, :3], audio)
     assert len(made[-2].video) == layout.latent_frames
+
+
+@pytest.mark.parametrize("promised", [0.1, 17 / 8, 100.0])
+def test_a_video_is_as_long_as_its_frames_whatever_its_header_says(poet, promised):
+    given = noise(20)
+    request = Request.of(poet.config, "inpainting", given={"video": given}, seconds=None,
+                         options={"mask": (2, 2, 8, 8), "keep_known": True})  # fmt: skip
+    request.source.seconds = promised
+    made = join(poet.stream.answer(request))
+    assert made.n_frames == 20
+    assert torch.equal(made.frames[:, 12:], given.frames[:, 12:])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"), [("compiled", True, "compiled"), ("block_size", 2, "2 ids at a")]
+)
+def test_drafts_that_cannot_be_are_refused(poet, monkeypatch, name, value, message):
+    monkeypatch.setattr(poet.generator.engine, name, value)
+    with pytest.raises(InputError, match=message):
+        poet.unconditional(speculative=4)
+
+
+def test_guidance_that_would_not_act_is_refused(poet):
+    row = TASKS["text_to_audio"]
+    quiet = SamplingDefaults(3.0, {"audio": {"guided": False}})
+    assert not quiet.guides(row) and quiet.guides(TASKS["text_to_video"]) and SamplingDefaults().guides(row)
+    config = replace(poet.config, sampling=quiet)
+    for options in ({"guidance_scale": 9.0}, {"negative_prompt": "wooden"}):
+        with pytest.raises(InputError, match="drawn without guidance"):
+            Request.of(config, row.name, given={"prompt": "a ball"}, seconds=None, options=options)
+    Request.of(config, row.name, given={"prompt": "a ball"}, seconds=None, options={"guidance_scale": 1.0})
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])

@@ -268,6 +268,19 @@ def test_a_story_is_told_in_time():
             Story(wrong, 10)
 
 
+def test_a_prompt_that_no_window_would_be_told_is_refused(poet, clip, monkeypatch):
+    Story(["a", "b"], 2).check_told([0, 1], 2)
+    Story([(0, "a"), (0.9, "b")], 3).check_told([0, 1, 2], 3)
+    Story(None, 3).check_told([0, 1, 2], 3)
+    for story, windows in ((Story(["a", "b", "c"], 3), [0, 2]), (Story([(0, "a"), (0.3, "b"), (0.9, "c")], 3), [0, 2])):
+        with pytest.raises(InputError, match="the prompt 'b' would never be told: windows begin at 0, 2 s"):
+            story.check_told(windows, 3)
+    monkeypatch.setattr(type(poet.generator), "blocks", None)  # is not come to
+    image = Clip(clip.frames[:1], 8.0)
+    with pytest.raises(InputError, match="the prompt 'blue' would never be told"):
+        poet.extend(image, 2, [(0, "red"), (0.1, "blue"), (0.2, "green")])
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
@@ -276,6 +289,7 @@ def test_a_story_is_told_in_time():
         ("1:02.5: a red ball", (62.5, "a red ball")),
         ("neon: a red ball", "neon: a red ball"),
         ("ratio 4:3", "ratio 4:3"),
+        ("²: a ball", "²: a ball"),
     ],
 )
 def test_times_are_typed_before_prompts(typed, meant):

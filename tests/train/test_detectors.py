@@ -197,7 +197,7 @@ def test_playground_impacts_are_heard(scenes: list[Scene]) -> None:
     true = [merged(torch.tensor([i.time for i in scene.impacts(SPEC.seconds)])) for scene in scenes]
     found = agreement([find_onsets(x, RATE) for x in sound], true)
     assert found.n_true > 15
-    assert found.recall >= 0.95 and found.precision >= 0.95 and found.median_error < 0.005, found
+    assert found.within_frame >= 0.95 and found.precision >= 0.95 and found.median_error < 0.005, found
 
 
 def test_matching_pairs_each_moment_once() -> None:
@@ -212,11 +212,11 @@ def test_agreement_counts_by_hand() -> None:
     true = [torch.tensor([0.11, 0.60]), torch.tensor([1.0]), torch.zeros(0)]
     a = agreement(found, true, frame=0.125)
     assert (a.n_true, a.n_found) == (3, 3)
-    assert a.recall == a.within_frame == pytest.approx(2 / 3) and a.precision == pytest.approx(2 / 3)
+    assert a.within_frame == pytest.approx(2 / 3) and a.precision == pytest.approx(2 / 3)
     assert a.within_40ms == pytest.approx(1 / 3)
     assert a.median_error == pytest.approx(0.1, abs=1e-6)  # of 0.01, 0.1 and never
     empty = agreement([torch.zeros(0)], [torch.zeros(0)])
-    assert math.isnan(empty.recall) and math.isnan(empty.precision) and math.isnan(empty.median_error)
+    assert math.isnan(empty.within_frame) and math.isnan(empty.precision) and math.isnan(empty.median_error)
 
 
 def test_near_moments_count_as_one() -> None:

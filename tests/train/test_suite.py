@@ -19,7 +19,7 @@ from train.data.playground import Playground
 from train.data.playground.scene import Scene
 from train.evaluate import command, generation, prompts
 from train.evaluate.grid import LINE, N_FRAMES, SCALE, grid
-from train.evaluate.report import Report, Row, compared, mean, t_quantile
+from train.evaluate.report import Report, Row, compared, effective, mean, t_quantile
 from train.evaluate.suite import PARTS, Shown, Suite, playground_suite
 from train.evaluate.tokenizer_metrics import CodeUse, psnr, ssim
 
@@ -220,11 +220,34 @@ def test_wrong_requests_are_told_before_any_work(debug_model: Path, tmp_path: Pa
         playground_suite(poet, 1, only=["colour"])
 
 
+def test_intervals_of_shares_lie_within_what_is_possible() -> None:
+    def interval(value: float, n: int, **more: float) -> tuple[float, float]:
+        found = Row("t", "right", value, "%", n, **more).interval
+        assert found is not None
+        return found
+
+    assert interval(0.96, 50) == pytest.approx((0.865, 0.989), abs=1e-3)  # Wilson
+    assert interval(1.0, 13) == pytest.approx((0.772, 1.0), abs=1e-3) and interval(0.0, 13)[0] == 0
+    assert interval(0.5, 400, independent=100.0) == interval(0.5, 100)
+    assert Row("t", "PSNR", 30.0, "dB", 5).interval is None
+
+
+def test_moments_of_one_clip_count_as_one_as_far_as_they_go_together() -> None:
+    assert effective([4, 0, 4, 0], [4, 4, 4, 4]) == pytest.approx(3)  # each clip all or nothing: 4 trials, less one
+    assert effective([2, 2, 2, 2], [4, 4, 4, 4]) == 4  # no difference between clips says nothing of them
+    assert effective([3, 3], [3, 3]) == 2 and math.isnan(effective([3], [3])) and math.isnan(effective([0, 1], [0, 1]))
+    apart = [int(k % 2 == 0) for k in range(40)]
+    assert effective(apart, [1] * 40) == pytest.approx(39)
+    random = torch.Generator().manual_seed(0)
+    hits = torch.rand(400, 3, generator=random).lt(0.7).sum(1).tolist()
+    assert 900 < effective(hits, [3] * 400) <= 1200  # alone, they count nearly all
+
+
 def test_a_report_shows_missing_figures_as_dashes_and_null() -> None:
     row = Row("t", "colour right", 0.5, "%", 100, truth=1.0, baseline=0.125, baseline_is="other prompts")
     report = Report([row, Row("t", "error", math.inf, "ms", 3, better="lower")], {"command": "x", "n": 100})
     table = report.markdown()
-    assert "| t | colour right | 50.0 ± 9.6 % | 100.0 % | – | 12.5 % (other prompts) | 100 |" in table
+    assert "| t | colour right | 50.0 % (40.4–59.6) | 100.0 % | – | 12.5 % (other prompts) | 100 |" in table
     assert "| t | error ↓ | ∞ | – | – | – | 3 |" in table
     rows = json.loads(report.to_json())["rows"]
     assert rows[0]["tokenizer"] is None and rows[1]["value"] is None

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--n {args.n} --batch-size {batch} --seed {args.seed}: "
                          "--n and --batch-size must be at least 1, --seed not negative")  # fmt: skip
     _check_file(args.out, (".md",))
-    _check_file(args.grid, (".png", ".jpg", ".jpeg", ".webp"))
+    _check_file(args.grid, (".png",))
     poet = AVPoet.from_pretrained(args.model, device=args.device)
     begun = time.monotonic()
     report: Report | UpscalingReport
@@ -90,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         "command": command_line(args),
     }
     table, line = report.markdown(), report.to_json()
+    print(table)
+    print(line, flush=True)
     if args.out is not None:
         args.out.write_text(table, encoding="utf-8")
         args.out.with_suffix(".json").write_text(line + "\n", encoding="utf-8")
@@ -97,8 +99,6 @@ def run(args: argparse.Namespace) -> int:
         save_grid(shown, args.grid)
     if args.grid is not None and not shown:
         print("no pictures were made, so there is no grid", file=sys.stderr)
-    print(table)
-    print(line, flush=True)
     return 0
 
 

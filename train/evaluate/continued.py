@@ -44,7 +44,7 @@ def frame_prediction(suite: Suite) -> list[Row]:
     """The rest of a clip from its first frames and its caption."""
     clips, name = suite.clips, "frame_prediction"
     _check(suite, name, N_CONTEXT)
-    made = suite.make(name, 2, clips.captions, video=clips.video_ids, sound=False, n_context=N_CONTEXT).video
+    made = suite.make(name, 8, clips.captions, video=clips.video_ids, sound=False, n_context=N_CONTEXT).video
     assert made is not None
     return _rows(suite, name, made, {"model": suite.read(made, name), **clips.seen}, N_CONTEXT)
 

@@ -67,7 +67,8 @@ def _rows(part: str, when: str, frames: dict[str, Tensor], window: slice, given:
         key: sum(float(one.visible.float().mean()) >= IN_VIEW for one in some) / n for key, some in found.items()
     }
     sharp = {key: sum(some) / n for key, some in energy.items()}
-    change = {key: float(some[:, window].float().diff(dim=1).abs().mean()) for key, some in frames.items()}
+    since = slice(window.start - 1, window.stop)
+    change = {key: float(some[:, since].float().diff(dim=1).abs().mean()) for key, some in frames.items()}
     return [
         scored_row(part, f"{when}: colour right", "%", n, colour, "other prompts"),
         Row(part, f"{when}: object in view", present["model"], "%", n, present["truth"]),

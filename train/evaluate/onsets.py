@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from train.evaluate.report import effective
+
 HOP = 0.0025  # seconds between analysis frames
 WINDOW = 0.016
 LAG = 4  # analysis frames over which a rise is taken
@@ -113,11 +115,11 @@ def match(found: Tensor, true: Tensor, window: float = 0.125) -> Match:
 class Agreement:
     """Many clips' matches in figures; NaN where there is nothing to divide by."""
 
-    precision: float  # share of found onsets with a true one inside the window
-    recall: float  # share of true ones with a found one inside the window
+    precision: float  # share of found onsets with a true one within one video frame
     median_error: float  # seconds: distance from each true moment to the nearest found one, which may be far
     within_40ms: float  # share of true moments that have a found one within 40 ms
     within_frame: float  # the same within one video frame
+    independent: dict[str, float]  # by the name of each share: how many of its moments count, see `report.effective`
     n_true: int
     n_found: int
 
@@ -126,7 +128,9 @@ def agreement(found: list[Tensor], true: list[Tensor], frame: float = 0.125) -> 
     """Figures for clips' found and true moments, in seconds; a true moment without any found one counts as infinite."""
     matches = [match(f, t, frame) for f, t in zip(found, true)]
     n_found, n_true = sum(m.n_found for m in matches), sum(m.n_true for m in matches)
-    hits = sum(m.within(frame) for m in matches)
+    hits = [m.within(frame) for m in matches]
+    hits_40ms = [match(f, t, 0.04).within(0.04) for f, t in zip(found, true)]
+    n_found_each, n_true_each = [m.n_found for m in matches], [m.n_true for m in matches]
     near = [
         (f.double()[None] - t.double()[:, None]).abs().amin(1) if len(f) else torch.full((len(t),), torch.inf).double()
         for f, t in zip(found, true)
@@ -134,11 +138,15 @@ def agreement(found: list[Tensor], true: list[Tensor], frame: float = 0.125) -> 
     ]
     nan = float("nan")
     return Agreement(
-        precision=hits / n_found if n_found else nan,
-        recall=hits / n_true if n_true else nan,
+        precision=sum(hits) / n_found if n_found else nan,
         median_error=float(torch.cat(near).median()) if near else nan,
-        within_40ms=sum(match(f, t, 0.04).within(0.04) for f, t in zip(found, true)) / n_true if n_true else nan,
-        within_frame=hits / n_true if n_true else nan,
+        within_40ms=sum(hits_40ms) / n_true if n_true else nan,
+        within_frame=sum(hits) / n_true if n_true else nan,
+        independent={
+            "precision": effective(hits, n_found_each),
+            "within_40ms": effective(hits_40ms, n_true_each),
+            "within_frame": effective(hits, n_true_each),
+        },
         n_true=n_true,
         n_found=n_found,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from train.data.playground.captions import MATERIAL_WORDS, SHAPE_WORDS, SIZE_WORDS
@@ -80,11 +81,14 @@ def shuffled(seen: Sequence[Seen], scenes: Sequence[Scene]) -> dict[str, float]:
     return {key: share(verdicts, key)[0] for key in ASKED}
 
 
-def over_shifts(n: int, measure: Callable[[list[int]], float]) -> float:
-    """Mean of a measure over shifted pairings; `measure` gets, for each row, the index of the row it is paired with."""
+def over_shifts(
+    n: int, measure: Callable[[list[int]], float], middle: Callable[[list[float]], float] = statistics.fmean
+) -> float:
+    """Mean, or another `middle`, of a measure over shifted pairings; `measure` gets, for each row, the index of the row
+    it is paired with."""
     values = [measure([(i + k) % n for i in range(n)]) for k in shifts(n)]
-    finite = [v for v in values if not math.isnan(v)]
-    return sum(finite) / len(finite) if finite else math.nan
+    numbers = [v for v in values if not math.isnan(v)]
+    return middle(numbers) if numbers else math.nan
 
 
 def prompt_rows(

@@ -27,14 +27,17 @@ class Row:
     baseline_is: str = ""  # e.g. "other prompts"
     better: str = "higher"
     over_baseline: float = math.nan  # margin of the difference from the baseline, which is taken clip by clip
+    independent: float = math.nan  # how many of the n tell something of their own, see `effective`; NaN: all
 
     @property
-    def margin(self) -> float:
-        """Half of the 95 % interval of a share (Wilson); NaN for other units."""
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of a share (Wilson); None for other units."""
         if self.unit != "%" or not self.n or math.isnan(self.value):
-            return math.nan
-        z, p, n = 1.96, min(max(self.value, 0.0), 1.0), self.n
-        return z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+            return None
+        z, p, n = 1.96, min(max(self.value, 0.0), 1.0), self.n if math.isnan(self.independent) else self.independent
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+        return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass
@@ -49,14 +52,16 @@ class Report:
         head = ("task", "measure", "model", *COLUMNS, "n")
         lines = [head, tuple("---" if i < 2 else "---:" for i in range(len(head)))]
         for row in self.rows:
-            margin = "" if math.isnan(row.margin) else f" ± {100 * row.margin:.1f}"
             beside = [shown(getattr(row, name), row.unit) for name in COLUMNS]
             if row.baseline_is and beside[-1] != "–":
                 beside[-1] += f" ({row.baseline_is})"
             if not math.isnan(row.over_baseline):
                 beside[-1] += f": {row.value - row.baseline:+.2f} ± {row.over_baseline:.2f}"
             measure = row.measure + ("" if row.better == "higher" else " ↓")
-            lines.append((row.part, measure, shown(row.value, row.unit, margin), *beside, str(row.n)))
+            value = shown(row.value, row.unit)
+            if row.interval is not None:
+                value += " ({:.1f}–{:.1f})".format(*(100 * end for end in row.interval))
+            lines.append((row.part, measure, value, *beside, str(row.n)))
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         about = " · ".join(f"{key} {value}" for key, value in self.conditions.items() if key != "command")
         command = f"`{self.conditions['command']}`\n\n" if "command" in self.conditions else ""
@@ -79,18 +84,20 @@ def compared(
 
 LEGEND = (
     "truth: the same reading of the true clips. tokenizer: of their reconstructions, the most that the tokens allow. "
-    "± half the 95 % interval; after a baseline, of what the model is above it, clip by clip. ↓ less is better."
+    "In brackets the 95 % interval of a share; where n counts moments, those of one clip count as one as far as they "
+    "go together. ± after a baseline: half the 95 % interval of what the model is above it, clip by clip. ↓ less is "
+    "better."
 )
 
 
-def shown(value: float, unit: str, margin: str = "") -> str:
+def shown(value: float, unit: str) -> str:
     """A figure as text, – where there is none."""
     if math.isnan(value):
         return "–"
     if math.isinf(value):
         return "∞"
     if unit in ("%", "share"):
-        return f"{100 * value:.1f}{margin} %"
+        return f"{100 * value:.1f} %"
     if unit == "ms":
         return f"{1000 * value:.0f} ms"
     return f"{value:.3f}" if unit == "" else f"{value:.2f} {unit}"
@@ -104,6 +111,20 @@ def mean(values: Sequence[float]) -> float:
     """Mean of those that are numbers; NaN without any."""
     numbers = [v for v in values if not math.isnan(v)]
     return sum(numbers) / len(numbers) if numbers else math.nan
+
+
+def effective(hits: Sequence[int], counts: Sequence[int]) -> float:
+    """How many independent trials tell as much of a share as clips with so many `hits` in so many `counts` each, whose
+    trials go together: by the variance of a ratio over clusters (Cochran, Sampling Techniques, 1977, 6.4). Where all
+    or none are hits, as many as there are clips with any; NaN for less than two.
+    """
+    pairs = [(h, n) for h, n in zip(hits, counts, strict=True) if n]
+    k, total = len(pairs), sum(n for _, n in pairs)
+    if k < 2:
+        return math.nan
+    p = sum(h for h, _ in pairs) / total
+    variance = k / (k - 1) * sum((h - p * n) ** 2 for h, n in pairs) / total**2
+    return float(k) if variance == 0 else min(float(total), max(1.0, p * (1 - p) / variance))
 
 
 def margin_of_mean(values: Sequence[float]) -> float:

@@ -108,7 +108,7 @@ class Suite:
 
     def seeds(self, part: slice, salt: int) -> list[int]:
         """A seed for each clip, the same whatever the batch."""
-        return [(self.seed * 1_000_003 + salt) * 1_000_003 + i for i in range(part.start, part.stop)]
+        return [((self.seed * 1_000_003 + salt) * 1_000_003 + i) % 2**63 for i in range(part.start, part.stop)]
 
     def make(
         self,

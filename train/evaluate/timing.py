@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,9 @@ def agreement_rows(
         true, again = (math.nan if a is None else float(getattr(a, key)) for a in (truth, tokenizer))
         baseline = math.nan if other is None else other(key)
         value = float(getattr(model, key))
-        rows.append(Row(part, measure, value, unit, n, true, again, baseline, "other clips", better))
+        independent = model.independent.get(key, math.nan)
+        rows.append(Row(part, measure, value, unit, n, true, again, baseline, "other clips", better,
+                        independent=independent))  # fmt: skip
     return rows
 
 
@@ -58,7 +61,8 @@ def mismatched(found: list[Tensor], true: list[Tensor], frame: float) -> Callabl
 
     def figure(key: str) -> float:
         return over_shifts(
-            len(found), lambda paired: float(getattr(agreement([found[k] for k in paired], true, frame), key))
-        )
+            len(found), lambda paired: float(getattr(agreement([found[k] for k in paired], true, frame), key)),
+            middle=statistics.median if key == "median_error" else statistics.fmean,  # a median may be infinite
+        )  # fmt: skip
 
     return figure
