@@ -37,12 +37,14 @@ class Decoder:
     """A model's weights laid out in `dtype`, ready to continue sequences: a new one is needed after changing the model.
 
     `int8` rounds the matrices.
-    Raises ValueError for a model whose linear layers are wrapped, such as by adapters.
+    Raises ValueError for a model whose linear layers are wrapped, such as by adapters, or that lies on several devices.
     """
 
     def __init__(self, model: LM, dtype: torch.dtype, *, int8: bool = False, compiled: bool = False) -> None:
         config = self.config = model.config
         self.dtype, self.device = dtype, model.embed.weight.device
+        if len(devices := {str(p.device) for p in model.parameters()}) > 1:
+            raise ValueError(f"the model lies on {', '.join(sorted(devices))}: move it to one device to generate")
         self.H, self.K, self.D, self.eps = config.n_heads, config.n_kv_heads, config.head_dim, config.norm_eps
         self.model, self.embed_scale = model, config.dim**0.5
         self.norm = model.norm.weight.detach().float() * config.dim**0.5

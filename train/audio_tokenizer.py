@@ -125,12 +125,8 @@ class AudioTokenizerJob:
     def batch(self, step: int, rank: int = 0, world: int = 1, progress: float = 0.0) -> Tensor:
         """Crops (B, N) for one step of one process."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step * world + rank) % 2**63)
-        if self.source.len is None:  # endless: every clip is new
-            first = ((self.seed * 7_919 + step) * world + rank) * self.batch_size
-            indices = list(range(first, first + self.batch_size))
-        else:
-            indices = torch.randint(self.source.len, (self.batch_size,), generator=generator).tolist()
-        clips = self._audio(self.source, indices)
+        first = ((self.seed * 7_919 + step) * world + rank) * self.batch_size
+        clips = self._audio(self.source, list(range(first, first + self.batch_size)))
         check_samples(clips)
         crops = torch.stack([self._crop(clip, generator) for clip in clips.cpu()])
         return crops.to(next(self.model.parameters()).device)

@@ -41,8 +41,6 @@ class Failed(Exception):
 class OneClip:
     """A `Source` of one clip, video (1, 3, T, H, W) or audio (1, N) or both."""
 
-    len: int | None = 1
-
     def __init__(self, video: Tensor | None = None, audio: Tensor | None = None) -> None:
         self.video, self.audio = video, audio
 

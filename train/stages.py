@@ -7,6 +7,7 @@ In order they leave a whole model folder:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -491,11 +492,15 @@ def train_all(out: Path, options: Options) -> dict[str, dict[str, float]]:
 
     Returns the metrics of each stage, or {} if a signal stopped it.
     """
+    from accelerate import PartialState
+
     total = options.minutes
     if total is None and options.steps is None:
         total = sum(DEFAULT_MINUTES[name] for name in CHAIN_SHARES) / sum(CHAIN_SHARES.values())
-    if out.exists() and any(out.iterdir()) and not options.resume:
+    processes = PartialState(cpu=options.device == "cpu")
+    if processes.is_main_process and out.exists() and any(out.iterdir()) and not options.resume:
         raise InputError(f"{out}: is not empty; continue with --resume or choose another folder")
+    processes.wait_for_everyone()
 
     def stage(name: str) -> Options:
         return replace(options, minutes=None if total is None else total * CHAIN_SHARES[name])
@@ -511,11 +516,13 @@ def train_all(out: Path, options: Options) -> dict[str, dict[str, float]]:
     ):
         folder = out / name.replace("-", "_")
         done = folder / ("config.json" if name == "text-tokenizer" else "train/metrics.json")
-        if done.is_file():
-            print(f"{name}: done before, {folder}", file=sys.stderr)
-            results[name] = json.loads(done.read_text())
-            continue
-        results[name] = run(folder)
+        # the text tokenizer is trained by one process, the others find it done
+        with processes.main_process_first() if name == "text-tokenizer" else contextlib.nullcontext():
+            if done.is_file():
+                print(f"{name}: done before, {folder}", file=sys.stderr)
+                results[name] = json.loads(done.read_text())
+                continue
+            results[name] = run(folder)
         if not results[name]:
             return {}  # stopped by a signal
     from tasks.model_folder import model_card, read_config

@@ -108,7 +108,7 @@ def test_open_source_mixes_folders_files_and_the_playground(tmp_path):
             Clip(torch.full((1, 16, 16, 3), level, dtype=torch.uint8), 8.0).save(path)
     names = ["playground", str(tmp_path / "a"), tmp_path / "b.png"]
     mixture = open_source(names, split="test", seed=2, weights=[2, 1, 1])
-    assert isinstance(mixture, Mixture) and isinstance(mixture, Source) and mixture.len is None
+    assert isinstance(mixture, Mixture) and isinstance(mixture, Source)
     assert [type(source) for source in mixture.sources] == [Playground, FolderSource, FolderSource]
     assert all((source.split, source.seed) == ("test", 2) for source in mixture.sources)
     batch = mixture.batch(range(16), SPEC)

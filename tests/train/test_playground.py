@@ -93,7 +93,7 @@ def test_any_size(size):
 
 def test_open_source():
     source = open_source("playground", split="test", seed=3)
-    assert isinstance(source, Source) and source.len is None
+    assert isinstance(source, Source)
     assert source.batch([1], SMALL).captions == [Playground("test", 3).scene(1).caption]
     with pytest.raises(ValueError, match="split='dev'"):
         open_source("playground", split="dev")

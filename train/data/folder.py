@@ -62,7 +62,6 @@ class FolderSource:
         if split not in SPLITS:
             raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
         self.split, self.seed, self.augment = split, seed, augment
-        self.len: int | None = None  # windows are drawn at random: any index >= 0 is valid
         given = Path(path) if isinstance(path, str | Path) else [Path(file) for file in path]
         self.root, found = find_media(given)
         inside = None if isinstance(given, Path) and given.is_dir() else {Path(name).parent for name in found}

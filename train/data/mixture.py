@@ -37,7 +37,6 @@ class Mixture:
             raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
         self.sources, self.split, self.seed, self.device = list(sources), split, seed, device
         self.weights = check_weights(weights, len(self.sources))
-        self.len: int | None = None
         self._empty: set[tuple[int, bool]] = set()  # (source, whether a picture was wanted)
 
     def __repr__(self) -> str:

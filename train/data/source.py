@@ -53,12 +53,7 @@ class MediaBatch:
 
 @runtime_checkable
 class Source(Protocol):
-    """Anything that yields clips by index; any index >= 0 is valid.
-
-    `len` is the number of different clips, after which a source begins again; None where they never end.
-    """
-
-    len: int | None
+    """Anything that yields clips by index; any index >= 0 is valid."""
 
     def batch(
         self, indices: Sequence[int], spec: MediaSpec, *, video: bool = True, audio: bool = True
