@@ -132,14 +132,14 @@ def test_a_single_file_is_a_folder_of_one(folder):
 def test_files_that_are_named_are_one_source_with_some_held_out(tmp_path):
     files = []
     for k in range(24):
-        files.append(tmp_path / f"{k % 2}/deep/{k}.png")
+        files.append(tmp_path / f"{k % 2}/[deep]/{k}.png")
         save_clip(files[-1], n_frames=1, sound=False)
-    (tmp_path / "0/deep/metadata.jsonl").write_text('{"file_name": "2.png", "text": "two"}\n')
+    (tmp_path / "0/[deep]/metadata.jsonl").write_text('{"file_name": "2.png", "text": "two"}\n')
     (tmp_path / "metadata.jsonl").write_text("not of these folders")
     train, test = (open_source([str(file) for file in files], split) for split in ("train", "test"))
     assert isinstance(train, FolderSource) and isinstance(test, FolderSource) and test.files
     assert sorted(train.files + test.files) == sorted(str(file.relative_to(tmp_path)) for file in files)
-    assert not set(train.files) & set(test.files) and train.caption("0/deep/2.png") == "two"
+    assert not set(train.files) & set(test.files) and train.caption("0/[deep]/2.png") == "two"
     mixed = open_source(["playground", *files], "train")
     assert mixed.weights == [1 / 25, 24 / 25]
     assert open_source(files[0]).files == [files[0].name]

@@ -263,8 +263,12 @@ def read_captions(root: Path, inside: Iterable[Path] | None = None) -> dict[str,
     Raises MediaError.
     """
     captions = {}
-    within = ["**"] if inside is None else [str(folder) for folder in inside]
-    for file in sorted(file for f in within for kind in ("csv", "jsonl") for file in root.glob(f"{f}/metadata.{kind}")):
+    names = ("metadata.csv", "metadata.jsonl")
+    if inside is None:
+        files = [file for name in names for file in root.glob(f"**/{name}")]
+    else:
+        files = [file for folder in inside for name in names if (file := root / folder / name).exists()]
+    for file in sorted(files):
         for number, row in _rows(file):
             name = row.get("file_name")
             if not isinstance(name, str) or not name:
