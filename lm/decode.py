@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lm.cache import KVCache
-from lm.linear import Linear, frozen
+from lm.linear import Linear, frozen, in_loops
 from lm.rotary import angles
 from lm.transformer import LM, Block
 
@@ -125,7 +125,7 @@ class Decoder:
             bias = bias.repeat_interleave(G, dim=2)
         x = x.reshape(R * n, dim)
         for (qkv, w_qk, out, gate, up, down), data in zip(self.layers, layers, strict=True):
-            heads = qkv(_scaled(x, self.floor).to(x.dtype)).view(R, n, H + 2 * K, D)
+            heads = qkv.over(x, _norm(x, self.floor)).view(R, n, H + 2 * K, D)
             heads = _turned(heads, H + K, w_qk, self.head_floor, turn)
             if row is None:
                 data[:, :, at : at + n] = heads[:, :, H:].transpose(1, 2)
@@ -133,22 +133,30 @@ class Decoder:
                 data[row, :, at] = heads[:, :, H:]
             # the G queries that share a key head take the place of G query positions: no copies of keys
             q = heads[:, :, :H].unflatten(2, (K, G)).transpose(1, 2).reshape(R, K, n * G, D)
-            seen = F.scaled_dot_product_attention(q, data[:, :K, :stop], data[:, K:, :stop], attn_mask=bias)
+            seen = _attention(q, data[:, :K, :stop], data[:, K:, :stop], bias, loops=in_loops(x))
             seen = seen.unflatten(2, (n, G)).transpose(1, 2).reshape(R * n, dim)
             x = out.plus(seen, x)
-            h = _scaled(x, self.floor).to(x.dtype)
-            x = down.plus(up.times(h, gate.silu(h)), x)
-        return (_scaled(x, self.floor) * self.norm).to(x.dtype).view(R, n, dim)
+            x = down.plus(gate.swiglu(x, _norm(x, self.floor), up), x)
+        return (x / _norm(x, self.floor) * self.norm).to(x.dtype).view(R, n, dim)
 
 
 def _norm(x: Tensor, floor: Tensor) -> Tensor:
-    """sqrt(sum of squares + floor^2) of x (..., k), float32 (..., 1), in few operations."""
+    """sqrt(sum of squares + floor^2) of x (..., k), float32 (..., 1), in few operations; compiled, in cheap ones."""
+    if torch.compiler.is_compiling():
+        return (x.float().square().sum(-1, keepdim=True) + floor.square()).sqrt()
     return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32), floor)
 
 
-def _scaled(x: Tensor, floor: Tensor) -> Tensor:
-    """x (..., k) over its norm, float32: RMSNorm but for its weight and sqrt(k)."""
-    return x / _norm(x, floor)
+def _attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, *, loops: bool) -> Tensor:
+    """q (R, K, nG, D), keys and values (R, K, S, D), bias (1 or R, 1, 1 or nG, S) -> (R, K, nG, D).
+
+    As `loops` it becomes part of what the compiler makes of the step, and of few queries that is the faster form.
+    """
+    if not loops:
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias)
+    scores = (q.float().unsqueeze(3) * keys.float().unsqueeze(2)).sum(-1) * q.shape[-1] ** -0.5
+    weights = (scores if bias is None else scores + bias).softmax(-1)
+    return (weights.unsqueeze(-1) * values.float().unsqueeze(2)).sum(-2).to(q.dtype)
 
 
 def _turned(heads: Tensor, count: int, weight: Tensor, floor: Tensor, turn: Tensor) -> Tensor:

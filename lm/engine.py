@@ -70,9 +70,8 @@ class Engine:
         self.compiled = compile
         if compile:
             on_gpu = self.decoder.device.type == "cuda"
-            self._step = torch.compile(
-                self.decoder.forward, options={"triton.cudagraphs": on_gpu, "guard_filter_fn": _first_layers}
-            )
+            options: dict[str, Any] = {"triton.cudagraphs": on_gpu, "size_asserts": False}
+            self._step = torch.compile(self.decoder.forward, options={**options, "guard_filter_fn": _first_layers})
         self._spare: list[KVCache] = []
         self.passes = 0
         self.counts: Counts | None = None

@@ -32,13 +32,14 @@ class Linear:
         """other (M, O) + product."""
         return other + self(x)
 
-    def silu(self, x: Tensor) -> Tensor:
-        """SiLU of the product."""
-        return F.silu(self(x))
+    def over(self, x: Tensor, norm: Tensor) -> Tensor:
+        """Product of the rows, each divided by its norm (M, 1)."""
+        return self((x / norm).to(x.dtype))
 
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """other (M, O) * product."""
-        return other * self(x)
+    def swiglu(self, x: Tensor, norm: Tensor, up: Linear) -> Tensor:
+        """SiLU of that * the same by another matrix (O, I)."""
+        x = (x / norm).to(x.dtype)
+        return F.silu(self(x)) * up(x)
 
 
 class OneDNN(Linear):
@@ -53,41 +54,55 @@ class OneDNN(Linear):
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         return self.packed.onto(x, other, "add")
 
-    def silu(self, x: Tensor) -> Tensor:
-        return self.packed(x, "swish")
-
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
-        return self.packed.onto(x, other, "mul")
+    def swiglu(self, x: Tensor, norm: Tensor, up: Linear) -> Tensor:
+        assert isinstance(up, OneDNN)
+        x = (x / norm).to(x.dtype)
+        return up.packed.onto(x, self.packed(x, "swish"), "mul")
 
 
 class Compiled(Linear):
-    """Inside a compiled step on a CPU: one loop over the matrix serves all of a few rows."""
+    """Inside a compiled step on a CPU: one loop over the matrix serves all of a few rows.
+
+    Sums are divided, not rows: the compiler would divide each row again for every output.
+    """
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.shape[0] > FEW_ROWS or not torch.compiler.is_compiling():
-            return F.linear(x, self.weight)
-        return _sums(x, self.weight)
+        return self._sums(x).to(x.dtype) if in_loops(x) else super().__call__(x)
+
+    def over(self, x: Tensor, norm: Tensor) -> Tensor:
+        return (self._sums(x) / norm).to(x.dtype) if in_loops(x) else super().over(x, norm)
+
+    def swiglu(self, x: Tensor, norm: Tensor, up: Linear) -> Tensor:
+        return F.silu(self.over(x, norm)) * up.over(x, norm) if in_loops(x) else super().swiglu(x, norm, up)
+
+    def _sums(self, x: Tensor) -> Tensor:
+        """(M, I) -> (M, O) float32."""
+        weight = self.weight.float()
+        return torch.stack([(weight * row.float()).sum(-1) for row in x])
 
 
-class Int8(Linear):
+class Int8(Compiled):
     """Weights rounded to 8 bits, with one scale per output, as they lie: the sums stay in the dtype of the rows."""
 
     def __init__(self, weight: Tensor) -> None:
         scale = weight.float().abs().amax(dim=1).clamp_(min=1e-12) / 127
-        self.weight = (weight.float() / scale[:, None]).round_().to(torch.int8)
+        super().__init__((weight.float() / scale[:, None]).round_().to(torch.int8))
         self.scale = scale.to(weight.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if in_loops(x):
+            return super().__call__(x)
         if x.shape[0] > FEW_ROWS or x.device.type != "cpu":
             return F.linear(x, self.weight.to(x.dtype)) * self.scale
-        if torch.compiler.is_compiling():
-            return _sums(x, self.weight) * self.scale
         return torch._weight_int8pack_mm(x, self.weight, self.scale)
 
+    def _sums(self, x: Tensor) -> Tensor:
+        return super()._sums(x) * self.scale
 
-def _sums(x: Tensor, weight: Tensor) -> Tensor:
-    weight = weight.float()
-    return torch.stack([(weight * row.float()).sum(-1) for row in x]).to(x.dtype)
+
+def in_loops(x: Tensor) -> bool:
+    """Whether a step is being compiled for a CPU in which x has few rows: then sums are loops, not library calls."""
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and x.shape[0] <= FEW_ROWS
 
 
 def frozen(weight: Tensor, dtype: torch.dtype, *, int8: bool = False, compiled: bool = False) -> Linear:

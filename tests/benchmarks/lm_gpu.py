@@ -155,8 +155,8 @@ def decode(args: argparse.Namespace) -> dict[str, Any]:
             for compile in ((False, True) if args.compile else (False,))
             for int8 in ((False, True) if args.int8 else (False,))
         ]
-        runs = take_turns(contestants, args.rounds)
-        rows = [row_of(c, runs[c.name], args.ids, 1, per_second) for c in contestants]
+        runs = take_turns(contestants, args.rounds, per_second)
+        rows = [row_of(c, runs[c.name], args.ids, 1) for c in contestants]
         print(
             f"{preset}: {model.n_parameters() / 1e6:,.0f}M parameters, visual ids {vocab['visual'].factors}, bfloat16"
         )

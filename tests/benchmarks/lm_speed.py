@@ -14,7 +14,8 @@ step is the mean of a run, given as the median of the rounds (lowest-highest); p
 The share of the bandwidth is the time that reading the weights once takes, over the time of a step. Counted are the
 blocks, the final norm and the head rows of the ids that may be drawn (Llama: its whole head); not the cache, and no row
 of the embedding but those. Weights in 8 bits count one byte, their scales nothing. Bandwidth is the best of several
-sums over 1 GiB, before and after the rounds. What fits into the processor's own caches can be read faster than that.
+sums over 1 GiB, taken before each run, so that both meet the same minute of a shared host; the share is the median of
+the rounds. What fits into the processor's own caches can be read faster than that.
 
 `--compare-block n` sets the next id against the next block of n ids (`block_size=n`) instead: forward passes and
 seconds for the ids of one clip of 17 frames of 128x128 with sound, 1,280 + 424 of them, and the delimiters.
@@ -31,7 +32,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ def weight_bytes(model: LM, matrix_bytes: int, vector_bytes: int) -> int:
 
 
 def bandwidth(device: str, n_sums: int = 8) -> float:
-    """Bytes a second of reading memory."""
+    """Bytes a second of reading memory, the best of `n_sums`."""
     x, best = torch.ones(GIB // 4, device=device), float("inf")
     for _ in range(n_sums):
         synchronize(device)
@@ -113,12 +114,14 @@ class Run:
 
     prefill: float  # seconds to the first id, or block
     steps: list[float]  # seconds of each further one
+    bandwidth: float = 0.0  # bytes a second, just before
 
 
 class Contestant:
     """A model that is asked for the same ids again and again."""
 
     name: str
+    device: str
     bytes: int  # of the weights that a step reads
     compiled = False
 
@@ -165,6 +168,7 @@ class Llama(Contestant):
 
     def __init__(self, model: LlamaForCausalLM, n: int, top_k: int, name: str, **options: Any) -> None:
         self.model: Any = model
+        self.device = model.device.type
         self.name, self.compiled = name, "compile_config" in options
         self.bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         if not model.config.tie_word_embeddings:
@@ -210,23 +214,25 @@ def spread(values: list[float], digits: int = 3) -> dict[str, float]:
             "high": round(max(values), digits)}  # fmt: skip
 
 
-def take_turns(contestants: list[Contestant], n_rounds: int) -> dict[str, list[Run]]:
-    """The runs of each contestant; the first is the warm-up."""
+def take_turns(
+    contestants: list[Contestant], n_rounds: int, bytes_per_second: float | None = None
+) -> dict[str, list[Run]]:
+    """The runs of each contestant; the first is the warm-up. The bandwidth is measured if it is not given."""
     runs: dict[str, list[Run]] = {c.name: [] for c in contestants}
     for n in range(n_rounds + 1):
         for contestant in contestants:
-            runs[contestant.name].append(contestant.run())
+            per_second = bytes_per_second or bandwidth(contestant.device)
+            runs[contestant.name].append(replace(contestant.run(), bandwidth=per_second))
         print(f"  round {n} of {n_rounds}", file=sys.stderr, flush=True)
     return runs
 
 
-def row_of(
-    contestant: Contestant, runs: list[Run], n_ids: int, block_size: int, bytes_per_second: float
-) -> dict[str, Any]:
+def row_of(contestant: Contestant, runs: list[Run], n_ids: int, block_size: int) -> dict[str, Any]:
     """The figures of one contestant."""
     warm_up, *runs = runs
     seconds = [sum(run.steps) / len(run.steps) for run in runs]
     wholes = [run.prefill + sum(run.steps) for run in runs]
+    shares = [contestant.bytes / run.bandwidth / s for run, s in zip(runs, seconds, strict=True)]
     step = statistics.median(seconds)
     row = {
         "model": contestant.name,
@@ -235,7 +241,7 @@ def row_of(
         "ids_per_second_of_steps": round(block_size / step, 1),
         "ids_per_second": round(n_ids / statistics.median(wholes), 1),
         "mib_per_step": round(contestant.bytes / 2**20, 1),
-        "share_of_bandwidth": round(contestant.bytes / bytes_per_second / step, 4),
+        "share_of_bandwidth": spread(shares),
     }
     if contestant.compiled:
         row["compile_s"] = round(warm_up.prefill + sum(warm_up.steps) - statistics.median(wholes), 1)
@@ -244,12 +250,13 @@ def row_of(
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     print(f"  {'model':<18} {'prefill ms':>10} {'step ms':>24} {'ids/s, steps':>12} {'ids/s, all':>10} "
-          f"{'MiB/step':>9} {'of bandwidth':>12} {'compile s':>9}")  # fmt: skip
+          f"{'MiB/step':>9} {'of bandwidth':>16} {'compile s':>9}")  # fmt: skip
     for row in rows:
         step = "{median:.3f} ({low:.3f}-{high:.3f})".format(**row["step_ms"])
+        share = "{median:.0%} ({low:.0%}-{high:.0%})".format(**row["share_of_bandwidth"])
         print(f"  {row['model']:<18} {row['prefill_ms']['median']:>10.2f} {step:>24} "
               f"{row['ids_per_second_of_steps']:>12,.1f} {row['ids_per_second']:>10,.1f} {row['mib_per_step']:>9,.1f} "
-              f"{row['share_of_bandwidth']:>12.0%} {row.get('compile_s', ''):>9}")  # fmt: skip
+              f"{share:>16} {row.get('compile_s', ''):>9}")  # fmt: skip
 
 
 def claim(what: str, found: float, wanted: float | None, unit: str = " times") -> dict[str, Any]:
@@ -273,7 +280,7 @@ def claims(args: argparse.Namespace, rows: list[dict[str, Any]]) -> Iterator[dic
         for rate, words in (("ids_per_second_of_steps", "steps"), ("ids_per_second", "with prefill")):
             yield claim(f"{name} against {best['model']}, {words}", row[rate] / best[rate],
                         wanted if words == "steps" else None)  # fmt: skip
-        yield claim(f"{name}, share of the bandwidth", row["share_of_bandwidth"],
+        yield claim(f"{name}, share of the bandwidth", row["share_of_bandwidth"]["median"],
                     LEAST_SHARE.get(args.preset) if claimed and "int8" not in name else None, "%")  # fmt: skip
 
 
@@ -289,16 +296,15 @@ def beside_llama(args: argparse.Namespace) -> dict[str, Any]:
     ]
     peers = list(llamas(config, dtype, args.device, n, args.top_k, args.compile))
     contestants += peers
-    before = bandwidth(args.device)
     runs = take_turns(contestants, args.rounds)
-    per_second = max(before, bandwidth(args.device))
-    rows = [row_of(c, runs[c.name], n, args.block_size if isinstance(c, Ours) else 1, per_second) for c in contestants]
+    rows = [row_of(c, runs[c.name], n, args.block_size if isinstance(c, Ours) else 1) for c in contestants]
+    memory = spread([run.bandwidth / 1e9 for each in runs.values() for run in each[1:]], 1)
     sizes = {"ours": model.n_parameters(), "Llama": peers[0].model.num_parameters()}
     print(f"{args.preset}: {n} visual ids of {vocabulary['visual'].size:,} after {PROMPT}, top_k {args.top_k}, "
-          f"{args.dtype}; {per_second / 1e9:.1f} GB/s; parameters: "
+          f"{args.dtype}; {memory['median']} ({memory['low']}-{memory['high']}) GB/s; parameters: "
           + ", ".join(f"{name} {count / 1e6:,.1f}M" for name, count in sizes.items()))  # fmt: skip
     print_rows(rows)
-    return {"parameters": sizes, "bandwidth_gb_per_s": round(per_second / 1e9, 2), "rows": rows,
+    return {"parameters": sizes, "bandwidth_gb_per_s": memory, "rows": rows,
             "claims": list(claims(args, rows))}  # fmt: skip
 
 

@@ -15,13 +15,14 @@ def test_products_and_what_is_fused_into_them(kind, dtype, rows):
     weight, x, other = torch.randn(24, 40, dtype=dtype), torch.randn(rows, 40, dtype=dtype), torch.randn(rows, 24)
     if kind is OneDNN and not Packed.can(weight):
         pytest.skip(f"no oneDNN products in {dtype} on this machine")
+    gate, norm = torch.randn(24, 40, dtype=dtype), torch.rand(rows, 1) + 4
     layer, product = kind(weight), F.linear(x.double(), weight.double())
     tolerance = {"atol": 1e-4, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.3, "rtol": 0.02}
     for got, expected in (
         (layer(x), product),
         (layer.plus(x, other.to(dtype)), product + other),
-        (layer.times(x, other.to(dtype)), product * other),
-        (layer.silu(x), F.silu(product)),
+        (layer.over(x, norm), product / norm),
+        (layer.swiglu(x, norm, kind(gate)), F.silu(product / norm) * F.linear(x.double(), gate.double()) / norm),
     ):
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), expected, **tolerance)
@@ -53,10 +54,9 @@ def test_the_layout_is_chosen_by_what_the_step_needs():
 def test_rows_are_multiplied_alike_whatever_stands_beside_them(dtype, inputs):
     torch.manual_seed(0)
     layer, x = frozen(torch.randn(512, inputs), dtype), torch.randn(32, inputs).to(dtype)
-    other = torch.randn(32, 512).to(dtype)
+    other, norm, gate = torch.randn(32, 512).to(dtype), torch.rand(32, 1) + 4, frozen(torch.randn(512, inputs), dtype)
     for rows in (1, 2, 4, 5, 6, 16):
         few, beside = x[:rows], other[:rows]
         assert torch.equal(layer(few), layer(x)[:rows]), rows
-        assert torch.equal(layer.silu(few), layer.silu(x)[:rows]), rows
         assert torch.equal(layer.plus(few, beside), layer.plus(x, other)[:rows]), rows
-        assert torch.equal(layer.times(few, beside), layer.times(x, other)[:rows]), rows
+        assert torch.equal(layer.swiglu(few, norm[:rows], gate), layer.swiglu(x, norm, gate)[:rows]), rows
