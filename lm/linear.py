@@ -37,7 +37,7 @@ class Linear:
         return self((x / norm).to(x.dtype))
 
     def swiglu(self, x: Tensor, norm: Tensor, up: Linear) -> Tensor:
-        """SiLU of that * the same by another matrix (O, I)."""
+        """SiLU of `over` * the same by another matrix (O, I)."""
         x = (x / norm).to(x.dtype)
         return F.silu(self(x)) * up(x)
 
@@ -82,7 +82,7 @@ class Compiled(Linear):
 
 
 class Int8(Compiled):
-    """Weights rounded to 8 bits, with one scale per output, as they lie: the sums stay in the dtype of the rows."""
+    """Weights rounded to 8 bits, with one scale per output, as they lie."""
 
     def __init__(self, weight: Tensor) -> None:
         scale = weight.float().abs().amax(dim=1).clamp_(min=1e-12) / 127

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 
 
 class HubModel(PyTorchModelHubMixin):
@@ -21,3 +21,12 @@ class HubModel(PyTorchModelHubMixin):
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(f"{Path(model_file).parent}: the weights do not fit config.json ({reason})") from None
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """README.md of a saved network, for somebody to write on."""
+        name = type(self).__name__
+        module = type(self).__module__.rpartition(".")[0] or type(self).__module__
+        return ModelCard(
+            f"---\nlibrary_name: avpoet\n---\n\n`{name}` of avpoet:\n\n```python\nfrom {module} import {name}\n\n"
+            f'model = {name}.from_pretrained("this folder, or its name on the hub")\n```\n'
+        )

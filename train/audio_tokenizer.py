@@ -81,9 +81,9 @@ class AudioTokenizerJob:
             sample_rate=model.sample_rate,
         )
 
-    @property
-    def to_compile(self) -> list[nn.Module]:
-        return [self.model.encoder, self.model.decoder]  # the library's quantizer does not compile
+    def compile(self) -> None:
+        for module in (self.model.encoder, self.model.decoder):  # the library's quantizer does not compile
+            module.compile(dynamic=False)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -92,7 +92,8 @@ def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch-size", type=int, metavar="N")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")
-    command.add_argument("--compile", action="store_true", help="torch.compile: slow to start, faster after")
+    words = "torch.compile: slow to start, faster after, except for a transformer on a CPU"
+    command.add_argument("--compile", action="store_true", help=words)
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
 
 

@@ -120,9 +120,9 @@ class LMJob:
         if clips.video.shape[1] < layout.latent_frames:
             raise ValueError(f"clips of {clips.video.shape[1]} latent frames, need {layout.latent_frames}")
 
-    @property
-    def to_compile(self) -> list[LM]:
-        return [self.model]
+    def compile(self) -> None:
+        for block in self.model.blocks:  # which share what is compiled once for all lengths, of which there are many
+            block.compile(dynamic=True)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,9 +49,8 @@ class Job(Protocol):
         neither averaged nor saved with the model. It is called outside the model's forward, so the loop averages its
         gradients over processes."""
 
-    @property
-    def to_compile(self) -> Sequence[nn.Module]:
-        """The modules that torch.compile may have: the model, or what is left of it without what would not compile."""
+    def compile(self) -> None:
+        """Hand to torch.compile what of the model it can do, with static shapes where batches have few."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -189,8 +187,9 @@ def fit(
     model = inner
     if sharding is None:
         model = accelerator.prepare(inner)  # not the optimizers: their counts of steps are to stay on the CPU
-        for module in job.to_compile if config.compile else ():
-            module.compile(dynamic=False)
+        if config.compile:
+            torch.compiler.reset()  # what earlier stages compiled counts towards the limit of this one
+            job.compile()
     if main:
         (state / "samples").mkdir(parents=True, exist_ok=True)
         write_json(state / "config.json", {"job": job.name, "loop": asdict(config)})

@@ -76,7 +76,7 @@ def shard(
     for block in units(model):
         _broadcast(block, device)
         if compile:  # not the call, which gathers the weights
-            block.forward = torch.compile(block.forward, dynamic=False)
+            block.forward = torch.compile(block.forward, dynamic=True)
         fully_shard(block, mesh=mesh, reshard_after_forward=sharding.reshard_after_forward, mp_policy=cast)
     _broadcast(model, device)
     fully_shard(model, mesh=mesh)

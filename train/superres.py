@@ -65,9 +65,8 @@ class SuperResJob:
         if spec.size % (4 * tokenizer.spatial_stride):
             raise ValueError(f"size={spec.size}: need a multiple of {4 * tokenizer.spatial_stride}")
 
-    @property
-    def to_compile(self) -> list[nn.Module]:
-        return [self.model]
+    def compile(self) -> None:
+        self.model.compile(dynamic=False)
 
     @property
     def settings(self) -> dict[str, Any]:

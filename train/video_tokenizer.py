@@ -59,9 +59,8 @@ class VideoTokenizerJob:
         self._takes_r1 = False  # whether its step does
         self._notices: list[str] = []  # not yet said
 
-    @property
-    def to_compile(self) -> list[nn.Module]:
-        return [self.model]
+    def compile(self) -> None:
+        self.model.compile(dynamic=False)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -12,8 +12,8 @@ taken. Attention counts as causal, half of all pairs. Neither what gradient chec
 nor the optimizer.
 
 `decode` times the steps of one sequence (see `lm_speed`), each of which reads all weights, and tells ids a second and
-the share of the memory bandwidth: --bandwidth, or the best of several sums over 1 GiB. Compiled steps run as CUDA
-graphs.
+the share of the memory bandwidth: --bandwidth, or the best of several sums over 1 GiB. Compiled steps ask for
+CUDA graphs.
 
 Both run anywhere: --device cpu --preset debug shows that they do. Weights and ids are random. A table goes to stdout,
 its last line is one JSON object.
@@ -104,7 +104,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     if args.compile:
-        model.compile(dynamic=False)
+        for block in model.blocks:  # as in training
+            block.compile(dynamic=True)
     optimizers = matrix_optimizers(model.named_parameters(), lr=1e-3, plain=("embed", "head", "place"))
     batch = sequences(model.vocabulary, args.batch, args.device)
     seconds = []

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lm import LM, Engine, Plan, Prefix, Sampling, Vocabulary, lm_config
+from lm.decode import Decoder
 from lm.engine import _first_layers
 from lm.session import Session
 
@@ -343,6 +344,29 @@ def test_a_compiled_step_gives_the_same(model, prefix, bare, plan, int8):
     one, other = (Prefix(p.ids[1:], p.positions[1:]) for p in (prefix, bare))
     options = {"unconditional": other, "guidance_scale": 2.0, "sampling": GREEDY, "seeds": [1]}
     assert torch.equal(compiled.generate(one, plan, **options), expected.generate(one, plan, **options))
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("block_size", [1, 2])
+@pytest.mark.parametrize("copies", [1, 2, 4])
+@torch.inference_mode()
+def test_what_is_compiled_as_loops_is_the_same_step(vocabulary, example, plan, monkeypatch, int8, block_size, copies):
+    torch.manual_seed(5)
+    model = LM(lm_config("debug", vocabulary, block_size=block_size)).eval()
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    ids = [example.ids[0, :7], *[example.ids[1, : 4 + i] for i in range(copies - 1)]]  # some are padded
+    rows = Prefix(ids, [example.positions[0, : len(i)] for i in ids])
+    even = Plan(plan.start[:14], plan.stop[:14], plan.positions[:14])
+    hidden = []
+    for compiling in (False, True):
+        decoder = Decoder(model, torch.float32, int8=int8, compiled=compiling)
+        cache = decoder.cache(copies, Session.capacity(rows, even))
+        session = Session(decoder, rows, even, cache, decoder.forward)  # called as the compiled one is
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        hidden.append([session.feed(torch.full((copies, block_size), 3 + at), at) for at in (0, block_size)])
+        monkeypatch.undo()
+    torch.testing.assert_close(*hidden, atol=2e-5, rtol=1e-4)
 
 
 def test_a_compiled_step_is_looked_up_by_its_first_layer():

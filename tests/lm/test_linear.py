@@ -8,9 +8,10 @@ from lm.linear import FEW_ROWS, Compiled, Int8, Linear, OneDNN, Packed, frozen
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", [Linear, OneDNN, Compiled])
+@pytest.mark.parametrize(("kind", "compiling"), [(Linear, False), (OneDNN, False), (Compiled, False), (Compiled, True)])
 @pytest.mark.parametrize("rows", [1, 2, FEW_ROWS + 3])
-def test_products_and_what_is_fused_into_them(kind, dtype, rows):
+def test_products_and_what_is_fused_into_them(kind, compiling, dtype, rows, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     torch.manual_seed(0)
     weight, x, other = torch.randn(24, 40, dtype=dtype), torch.randn(rows, 40, dtype=dtype), torch.randn(rows, 24)
     if kind is OneDNN and not Packed.can(weight):
@@ -28,8 +29,10 @@ def test_products_and_what_is_fused_into_them(kind, dtype, rows):
         torch.testing.assert_close(got.double(), expected, **tolerance)
 
 
+@pytest.mark.parametrize("compiling", [False, True])
 @pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
-def test_rounded_weights_are_within_half_a_step(rows):
+def test_rounded_weights_are_within_half_a_step(rows, compiling, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     torch.manual_seed(0)
     weight = torch.randn(24, 40) * torch.logspace(-3, 3, 24)[:, None]
     weight[3] = 0
@@ -38,6 +41,8 @@ def test_rounded_weights_are_within_half_a_step(rows):
     assert layer.weight.dtype == torch.int8
     assert ((rounded - weight).abs() <= 0.5001 * weight.abs().amax(1, keepdim=True) / 127).all()
     torch.testing.assert_close(layer(x), F.linear(x, rounded), atol=1e-4, rtol=0.01)
+    unit = layer.over(x, x.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(unit, F.linear(F.normalize(x), rounded), atol=1e-4, rtol=0.01)
 
 
 def test_the_layout_is_chosen_by_what_the_step_needs():

@@ -193,6 +193,7 @@ def test_a_deeper_decoder_decodes_the_same_at_first(sizes: dict[str, object]) ->
 def test_save_and_load_give_the_same_ids(model: VideoTokenizer, tmp_path) -> None:
     model.save_pretrained(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix != ".md") == ["config.json", "model.safetensors"]
+    assert "from tokenizers_av.video import VideoTokenizer" in (tmp_path / "README.md").read_text()
     again = VideoTokenizer.from_pretrained(tmp_path)
     assert again.config == model.config and isinstance(again.config.dims, tuple)
     assert torch.equal(again.encode(video(5)), model.encode(video(5)))

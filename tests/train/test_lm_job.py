@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import random
 from collections import Counter
 from dataclasses import replace
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from lm import IGNORE_INDEX, LM, Vocabulary, lm_config
 from lm.attention import Visibility
@@ -267,3 +270,23 @@ def test_a_training_goes_on_with_the_tokenizers_it_began_with(job: LMJob) -> Non
     other = settings(TextTokenizer.train(CAPTIONS[:2], vocab_size=300))
     assert {name for name in other if other[name] != job.settings[name]} == {"text_tokenizer"}
     assert settings(job.text, images_first=False) == {**job.settings, "images_first": False}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch looks at all tensors that it traces
+def test_batches_of_many_lengths_are_compiled_few_times(job: LMJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounter()
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)  # else it would go on uncompiled
+    compiled = LMJob(copy.deepcopy(job.model), job.text, LAYOUT, job.clips, job.images, job.held_out, batch_size=4)
+    batches = [compiled.batch(step, 0, 1, 1.0) for step in range(24)]
+    expected = [compiled.loss(compiled.model, batch, 1.0)[0] for batch in batches]
+    compiled.compile()
+    seen, late, counts = set[torch.Size](), 0, list[int]()
+    for batch, loss in zip(batches, expected, strict=True):
+        torch.testing.assert_close(compiled.loss(compiled.model, batch, 1.0)[0], loss)
+        late += len(counts) > 12 and batch.ids.shape not in seen
+        seen.add(batch.ids.shape)
+        counts.append(counter.frame_count)
+    assert 0 < counts[-1] == counts[12], counts
+    assert late, "no new length came late"

@@ -29,8 +29,10 @@ class LineJob:
         self.losses: list[float] = []
         self.stop_at, self.nan_at = stop_at, nan_at
 
-        self.to_compile = [self.model]
         self.settings = {"slope": 3, "dims": (4, 4)}
+
+    def compile(self) -> None:
+        self.model.compile(backend="eager")
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return [
@@ -222,3 +224,10 @@ def test_learning_rate_warms_up_and_anneals() -> None:
 def test_limits_must_make_sense(limits: dict) -> None:
     with pytest.raises(ValueError):
         LoopConfig(**limits)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_model_is_compiled_if_asked(tmp_path, compile):
+    job = LineJob()
+    fit(job, tmp_path, LoopConfig(steps=2, compile=compile), device="cpu")
+    assert (job.model._compiled_call_impl is not None) == compile
