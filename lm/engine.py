@@ -70,6 +70,7 @@ class Engine:
         self.compiled = compile
         if compile:
             on_gpu = self.decoder.device.type == "cuda"
+            # sizes are guarded at the first layer; asserting all of them again took 3 % of a step of `tiny` and more
             options: dict[str, Any] = {"triton.cudagraphs": on_gpu, "size_asserts": False}
             self._step = torch.compile(self.decoder.forward, options={**options, "guard_filter_fn": _first_layers})
         self._spare: list[KVCache] = []

@@ -33,11 +33,11 @@ class Linear:
         return other + self(x)
 
     def over(self, x: Tensor, norm: Tensor) -> Tensor:
-        """Product of the rows, each divided by its norm (M, 1)."""
+        """(M, I), norms of the rows (M, 1) -> (M, O): the product of rows divided by their norms."""
         return self((x / norm).to(x.dtype))
 
     def swiglu(self, x: Tensor, norm: Tensor, up: Linear) -> Tensor:
-        """SiLU of `over` * the same by another matrix (O, I)."""
+        """(M, I), (M, 1) -> (M, O): SiLU of `over` times `over` of another matrix (SwiGLU, arXiv:2002.05202)."""
         x = (x / norm).to(x.dtype)
         return F.silu(self(x)) * up(x)
 
