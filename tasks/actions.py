@@ -90,7 +90,8 @@ def extend(args: Namespace) -> None:
 
 def superres(args: Namespace) -> None:
     """Write the clip enlarged."""
-    from tasks.enlarge import check_enlarging
+    from tasks.enlarge import check_enlarging, window_for
+    from tasks.pipeline import pick_device, pick_dtype
     from tasks.source import Source
     from tokenizers_av.media_write import MAX_GIF_RATE, MediaError
 
@@ -104,10 +105,12 @@ def superres(args: Namespace) -> None:
     config = _head_config(args.model)
     check_enlarging(config, source, args.scale, args.rate, args.steps, args.noise, args.prompt)
     steps = config.steps if args.steps is None else args.steps
+    dtype = pick_dtype(args.dtype, pick_device(args.device))
+    window = window_for(config, source, args.scale, steps, dtype, args.memory_gb)
     noise = (config.noise if args.mend else 0.0) if args.noise is None else args.noise
     asked = {"scale": args.scale, "rate": args.rate, "steps": steps, "noise": noise, "seed": args.seed}
-    asked |= _options(vars(args), "prompt") | ({"mend": True} if args.mend else {})
-    poet = _load(args, "superres", {"media": args.media, **asked})
+    asked |= _options(vars(args), "prompt", "memory_gb") | ({"mend": True} if args.mend else {})
+    poet = _load(args, "superres", {"media": args.media, **asked, **_options({"window": window}, "window")})
     sound = source.has_audio and _holds_sound(args.out)
     parts = poet.stream.superres(args.media, **asked)
     _write(args.out, _counted(parts, source), poet, sound, source.sample_rate)

@@ -148,6 +148,7 @@ def _superres(commands: argparse._SubParsersAction) -> None:
         example=[
             "avpoet superres clip.mp4 --scale 4 --out large.mp4",
             "avpoet superres ball.mp4 --rate 3 --mend --out smooth.mp4",
+            "avpoet superres clip.mp4 --memory-gb 3 --out large.mp4",
             "avpoet superres photo.png --scale 2 --steps 8 --noise 0.1 --out large.png",
         ],
     )
@@ -166,6 +167,11 @@ def _superres(commands: argparse._SubParsersAction) -> None:
         help="what detail grows from; 0 makes nothing up; without it 0, or with --mend the head's own",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same result")
+    parser.add_argument(
+        "--memory-gb", type=float, metavar="G",
+        help="stay below: large frames are drawn in windows, to the same picture; what waits lies in the temporary "
+        "folder (TMPDIR)",
+    )  # fmt: skip
     _model(parser)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from tasks.check import check_prompt, check_result
 from tasks.codec import Pushed, to_frames, to_network
 from tasks.errors import InputError
 from tokenizers_av.clip import Clip
-from tokenizers_av.superres import SuperRes, SuperResConfig, check_rate, check_sampling, check_scale
+from tokenizers_av.superres import SuperRes, SuperResConfig, check_rate, check_sampling, check_scale, window_within
 
 if TYPE_CHECKING:
     from tasks.source import Source
@@ -26,6 +27,7 @@ SCALE = 4  # of what the tasks make
 def enlarged(
     parts: Iterable[Clip], head: SuperRes, scale: int, *, rate: int = 1, steps: int | None = None,
     noise: float | None = None, seed: int = 0, keep: bool = False, text: Tensor | None = None,
+    window: int | None = None,
 ) -> Iterator[Clip]:  # fmt: skip
     """The parts with frames `scale` times as large and `rate` times as many; sound goes by. However they are cut, the
     frames are the same. text (n,): ids of what is seen, for a head that looks at it; see `SuperRes.upscale`."""
@@ -33,9 +35,10 @@ def enlarged(
     said = text[None].to(device) if text is not None and head.config.text_size else None
     stream = Pushed(
         functools.partial(
-            head.upscale_stream, scale=scale, rate=rate, steps=steps, noise=noise, seed=seed, keep=keep, text=said
+            head.upscale_stream, scale=scale, rate=rate, steps=steps, noise=noise, seed=seed, keep=keep, text=said,
+            window=window,
         )
-    )
+    )  # fmt: skip
 
     def frames(chunk: Tensor | None, n: int) -> Tensor:
         return torch.cat([to_frames(x) for x in stream(chunk, n)])
@@ -50,6 +53,23 @@ def enlarged(
         last = part
     if shown and rate > 1:
         yield replace(last, frames=frames(None, rate - 1), fps=rate * last.fps, samples=None)
+
+
+def window_for(
+    config: SuperResConfig, source: Source, scale: int, steps: int | None, dtype: torch.dtype, memory_gb: float | None
+) -> int | None:
+    """The window with which enlarging stays within `memory_gb`, None for whole frames; InputError where none does."""
+    if memory_gb is None:
+        return None
+    if isinstance(memory_gb, bool) or not isinstance(memory_gb, float | int) or not 0 < memory_gb < math.inf:
+        raise InputError(f"memory_gb={memory_gb}: expected a number above 0")
+    height, width = (scale * n for n in source.picture_size())
+    steps = config.steps if steps is None else steps
+    try:
+        return window_within(config, (height, width), steps, dtype.itemsize, 1e9 * memory_gb)
+    except ValueError as error:
+        what = f"pictures {width:,} pixels wide and {height:,} high"
+        raise InputError(f"memory_gb={memory_gb:g}: {what} need {error}") from None
 
 
 def check_enlarging(

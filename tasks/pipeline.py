@@ -505,7 +505,7 @@ class AVPoet:
 
     def superres(
         self, clip: Media, scale: int = 4, *, rate: int = 1, steps: int | None = None, noise: float | None = None,
-        seed: int = 0, mend: bool = False, prompt: str | None = None,
+        seed: int = 0, mend: bool = False, prompt: str | None = None, memory_gb: float | None = None,
     ) -> Clip:  # fmt: skip
         """The clip `scale` (2 or 4) times as high and wide, with its own sound, mixed to mono.
 
@@ -513,11 +513,14 @@ class AVPoet:
         more, the more detail is made up; None is the head's own setting. mend: the clip was decoded from ids, and what
         that got wrong may be changed, as it is where a task has superres=True; otherwise the result, made small again,
         is the clip to one or two grey levels, and None is no noise. prompt: what is seen, for a head that was trained
-        with text. Raises InputError for more than 16,384 pixels a side or 7680x4320 in all.
+        with text. memory_gb: what drawing may take, the frames that are returned aside; the picture is the same, drawn
+        in windows if need be. Raises InputError where that is not enough, and for more than 16,384 pixels a side or
+        7680x4320 in all.
         """
-        return join(
-            self.stream.superres(clip, scale, rate=rate, steps=steps, noise=noise, seed=seed, mend=mend, prompt=prompt)
+        parts = self.stream.superres(
+            clip, scale, rate=rate, steps=steps, noise=noise, seed=seed, mend=mend, prompt=prompt, memory_gb=memory_gb
         )
+        return join(parts)
 
     def _identity(self) -> str:
         """What tells this model from others, for going on with what another run of it began."""

@@ -14,7 +14,7 @@ import torch
 
 from tasks.check import check_opencv, check_seed
 from tasks.codec import even_size
-from tasks.enlarge import SCALE, check_enlarging, enlarged
+from tasks.enlarge import SCALE, check_enlarging, enlarged, window_for
 from tasks.errors import InputError
 from tasks.journal import Journal
 from tasks.long_video import Ending, Past, Track, continue_clip, n_windows_ids
@@ -144,14 +144,15 @@ class Stream:
 
     def superres(
         self, clip: Media, scale: int = 4, *, rate: int = 1, steps: int | None = None, noise: float | None = None,
-        seed: int = 0, mend: bool = False, prompt: str | None = None,
+        seed: int = 0, mend: bool = False, prompt: str | None = None, memory_gb: float | None = None,
     ) -> Iterator[Clip]:  # fmt: skip
         """Stream a clip enlarged; see `AVPoet.superres`."""
         head, source, codec = self._head(), Source(clip, need="video"), self.poet.codec
         check_enlarging(head.config, source, scale, rate, steps, noise, prompt)
+        window = window_for(head.config, source, scale, steps, self.poet.dtype, memory_gb)
         frames = source.windows(sample_rate=source.sample_rate or codec.sample_rate, seconds=ONE_FRAME)
         return enlarged(frames, head, scale, rate=rate, steps=steps, noise=noise, seed=check_seed(seed),
-                        keep=not mend, text=codec.encode_text(prompt))  # fmt: skip
+                        keep=not mend, text=codec.encode_text(prompt), window=window)  # fmt: skip
 
     def _finished(
         self, parts: Iterator[Clip], opts: Options, source: Source | None, prompt: str | None = None

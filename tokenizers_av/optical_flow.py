@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 BT709 = (0.2126, 0.7152, 0.0722)  # what red, green and blue add to brightness
+MAX_PIXELS = 1 << 20  # of frames that it is looked for in to the pixel
 MIN_SIDE = 16  # of frames that flow is looked for in
 
 
 def luminance(frames: Tensor) -> Tensor:
-    """(T, H, W) float32 in [0, 1] of frames (T, H, W, 3) uint8: the luma of BT.709."""
+    """(..., H, W) float32 in [0, 1] of frames (..., H, W, 3) uint8: the luma of BT.709."""
     return (frames.float() * torch.tensor(BT709, device=frames.device)).sum(-1) / 255
 
 
@@ -29,9 +31,17 @@ def dis_flow(frames: Tensor) -> Tensor:
     if min(frames.shape[1:3]) < MIN_SIDE:
         raise ValueError(f"frames of {frames.shape[1]}x{frames.shape[2]}: flow needs at least {MIN_SIDE}x{MIN_SIDE}")
     dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    dis.setFinestScale(0)  # to the pixel: frames are small; the preset stops at half the size
-    grey = (255 * luminance(frames.cpu())).round().to(torch.uint8).numpy()
-    flow = np.zeros((*grey.shape, 2), dtype=np.float32)
+    dis.setFinestScale(_finest_scale(frames.shape[1] * frames.shape[2]))
+    grey = [(255 * luminance(frame)).round().to(torch.uint8).numpy() for frame in frames.cpu()]
+    flow = np.zeros((*frames.shape[:3], 2), dtype=np.float32)
     for t in range(1, len(grey)):  # where a pixel came from, so that flow lies on the frame it belongs to
         flow[t] = -dis.calc(grey[t], grey[t - 1], None)
     return torch.from_numpy(flow)
+
+
+def _finest_scale(n_pixels: int) -> int:
+    """How often frames are halved before flow is looked for: until they have MAX_PIXELS, each of which takes 208 bytes.
+
+    The preset always halves once, too much for small frames.
+    """
+    return max(0, math.ceil(math.log(n_pixels / MAX_PIXELS, 4)))

@@ -3,15 +3,23 @@
 Enlarges 60 and 600 frames of 64x64 to 256x256 through `upscale_stream`, fed by a generator, each length in a process of
 its own, and compares the peaks of resident memory. Weights are random. A table goes to stdout, its last line is one
 JSON object.
+
+    python tests/benchmarks/superres_memory.py --within 1.5 2.5 4 --size 270x480
+
+enlarges frames of that size with the shipped head by `avpoet superres --memory-gb`, and compares the peaks with that.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 from video_peers import conditions
@@ -41,6 +49,34 @@ def stream(preset: str, steps: int, n_frames: int, threads: int) -> dict[str, fl
     }
 
 
+def within(gigabytes: list[float], size: str, n_frames: int, steps: int) -> None:
+    """Enlarge one clip by 4 in processes that may hold so much, and say what they held."""
+    from tokenizers_av.clip import Clip
+
+    height, width = map(int, size.split("x"))
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = Path(folder, "small.mp4"), Path(folder, "large.mp4")
+        pixels = [piece[0, :, :, :height, :width] for piece in frames(n_frames, max(height, width), CHUNK)]
+        video = ((torch.cat(pixels, dim=1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0)
+        Clip(frames=video.contiguous(), fps=24).save(small)
+        print(f"  {'asked GB':>9} {'held GB':>8} {'window':>7} {'seconds':>8}")
+        for bound in gigabytes:
+            words = [sys.executable, "-m", "tasks", "superres", str(small), "--steps", str(steps), "--memory-gb",
+                     str(bound), "--out", str(large)]  # fmt: skip
+            begun = time.perf_counter()
+            process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+            assert process.stderr is not None
+            said = process.stderr.read()
+            _, status, usage = os.wait4(process.pid, 0)
+            if os.waitstatus_to_exitcode(status):
+                print(f"  {bound:>9} {said.strip().splitlines()[-1]}")
+                continue
+            held = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+            window = (re.findall(r"window = ([0-9]+)", said) or ["none"])[0]
+            verdict = "pass" if held <= bound else "FAIL"
+            print(f"  {bound:>9} {held:>8.2f} {window:>7} {time.perf_counter() - begun:>8.1f}  {verdict}", flush=True)
+
+
 def main() -> None:
     """Parse, run each length in a process of its own, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,10 +84,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, choices=STEPS)
     parser.add_argument("--frames", type=int, nargs=2, default=[60, 600], metavar=("SHORT", "LONG"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--within", type=float, nargs="+", metavar="GB", help="what `--memory-gb` is asked for")
+    parser.add_argument("--size", default="270x480", metavar="HxW", help="of the frames that --within enlarges")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         print(json.dumps(stream(args.preset, args.steps, args.worker, args.threads)))
+        return
+    if args.within:
+        within(args.within, args.size, args.frames[0], args.steps)
         return
     torch.set_num_threads(args.threads)
     settings = {"preset": args.preset, "dtype": "float32", "steps": args.steps, "size": SIZE, "scale": SCALE,

@@ -16,6 +16,7 @@ from tasks.long_video import steps
 from tasks.stream import join
 from tokenizers_av.clip import Clip, read_clip
 from tokenizers_av.superres import SuperRes, superres_config
+from tokenizers_av.superres.windows import memory_of
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,22 @@ def test_the_prompt_reaches_a_head_that_looks_at_text(large, clip, monkeypatch):
     assert torch.equal(made.frames, large.superres(small, prompt="a red ball", mend=True).frames)
     assert torch.equal(large.text_to_video(["a red ball", "a cube"], superres=True)[0].frames, made.frames)
     assert not torch.equal(made.frames, plain.frames)
+
+
+def test_in_less_memory_it_is_the_same_picture(large, clip, monkeypatch):
+    whole, seen, draw = large.superres(clip), [], large.superres_head.upscale_stream
+    monkeypatch.setattr(
+        large.superres_head, "upscale_stream", lambda *args, **how: seen.append(how["window"]) or draw(*args, **how)
+    )
+    monkeypatch.setattr("tokenizers_av.superres.windows.WINDOW", 32)
+    needs = [memory_of(large.superres_head.config, (96, 128), 4, 4, window) / 1e9 for window in (None, 32)]
+    assert needs[0] > needs[1]
+    for need in needs:
+        away = (large.superres(clip, memory_gb=need).frames.int() - whole.frames.int()).abs()
+        assert away.max() <= 1 and away.float().mean() < 1e-3  # grey levels
+    assert seen == [None, 32]
+    with pytest.raises(InputError, match="pictures 128 pixels wide and 96 high need at least"):
+        large.superres(clip, memory_gb=needs[1] * 0.99)
 
 
 def test_steps_noise_and_seed_reach_the_head(large, clip):
@@ -152,7 +169,8 @@ def test_a_model_without_a_head_says_so(poet, clip):
     ("values", "message"),
     [
         ({"scale": 3}, "scale=3"), ({"rate": 4}, "rate=4"), ({"steps": 3}, "steps=3"), ({"noise": 2.0}, "noise=2.0"),
-        ({"prompt": 3}, "prompt is int"),
+        ({"prompt": 3}, "prompt is int"), ({"memory_gb": 0}, "memory_gb=0: expected a number above 0"),
+        ({"memory_gb": "4"}, "memory_gb=4: expected"), ({"memory_gb": 0.01}, "memory_gb=0.01: .* need at least 0"),
     ],
 )
 def test_wrong_values_are_told(large, clip, values, message):
@@ -196,6 +214,7 @@ def test_the_commands(large_model, debug_model, clip_file, tmp_path, capsys):
         ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{large}", "--rate", "4"],
         ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{large}", "--prompt", "a ball"],
         ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{large}", "--noise", "9"],
+        ["superres", "{clip}", "--out", "{tmp}/x.mp4", "--model", "{large}", "--memory-gb", "0.1"],
         ["superres", "{clip}", "--out", "{clip}", "--model", "{large}"],
         ["superres", "{tone}", "--out", "{tmp}/x.mp4", "--model", "{large}"],
         ["superres", "{clip}", "--out", "{tmp}/x.wav", "--model", "{large}"],

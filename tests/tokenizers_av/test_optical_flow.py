@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenizers_av import optical_flow
 from tokenizers_av.optical_flow import dis_flow, luminance
 from train.data.playground import Playground, flow, masks
 from train.data.source import MediaSpec
@@ -43,6 +44,16 @@ def test_flow_lies_on_its_frame_and_leads_there():
         y, x = 8 + 3 * t, 8 + 5 * t
         error = (found[t, y : y + 24, x : x + 24] - torch.tensor([5.0, 3.0])).norm(dim=-1)
         assert float(error.mean()) < 0.6, error.mean()  # 0.38 at most; flow that lies on the frame before: 1.1
+
+
+def test_flow_of_large_frames_is_found_in_smaller_ones(monkeypatch):
+    small = moving_patch(2)
+    large = small.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+    monkeypatch.setattr(optical_flow, "MAX_PIXELS", 64 * 64)
+    found = dis_flow(large)[1, 4 * 13 : 4 * 35, 4 * 15 : 4 * 37]
+    assert float((found - torch.tensor([20.0, 12.0])).norm(dim=-1).mean()) < 4 * 0.6
+    scales = {n: optical_flow._finest_scale(n) for n in (1, 64 * 64, 64 * 65, 4 * 64 * 64, 256 * 256)}
+    assert list(scales.values()) == [0, 0, 1, 1, 2]
 
 
 def test_flow_is_near_the_truth_on_the_playground():

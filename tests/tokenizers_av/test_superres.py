@@ -19,7 +19,9 @@ from tokenizers_av.superres import (
     steadied,
     superres_config,
     upsample,
+    window_within,
 )
+from tokenizers_av.superres.windows import WINDOW, memory_of
 
 
 def awake(**overrides) -> SuperRes:
@@ -42,6 +44,49 @@ def test_in_any_chunks_it_is_the_whole(steps, rate):
     for cuts in ([1] * 5, [2, 3], [4, 1]):
         parts = list(head.upscale_stream(video.split(cuts, dim=2), steps=steps, rate=rate))
         assert len(parts) == 5 * rate and torch.equal(torch.cat(parts, dim=2), whole)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-3)])
+@pytest.mark.parametrize(("window", "scale"), [(16, 4), (40, 4), (1, 2)])
+def test_windows_are_the_whole_from_frame_to_frame(window, scale, dtype, near, monkeypatch):
+    head, video = awake().to(dtype), clip(T=3, H=22, W=19)
+    whole = head.upscale(video, scale, steps=2, steady=False)
+    seen, draw = [], head.net.forward
+    monkeypatch.setattr(head.net, "forward", lambda gone, *rest: seen.append(gone.shape[2:4]) or draw(gone, *rest))
+    drawn = head.upscale(video, scale, steps=2, window=window, steady=False)
+    assert (drawn - whole).abs().max() < near < 0.02 * (whole - upsample(video, scale)).abs().mean()
+    widest = max(8, window // 8 * 8) + 2 * head.config.reach
+    assert len(seen) > 6 and max(max(size) for size in seen) <= widest
+    parts = head.upscale_stream(video.split([1, 2], dim=2), scale, steps=2, window=window, steady=False)
+    assert torch.equal(torch.cat(list(parts), dim=2), drawn)
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2, 3])
+def test_what_is_out_of_reach_does_not_count(n_blocks):
+    head, base = awake(n_blocks=n_blocks), torch.rand(1, 1, 16, 128, 3)
+    first = head.config.reach + head.config.stride  # of the pixels that those of the first stride do not reach
+    far, near = base.clone(), base.clone()
+    far[:, :, :, first:], near[:, :, :, first - 2 * head.config.stride :] = 0, 0
+    made, same, other = (head(x, 0 * x, torch.zeros(1), torch.zeros(1), 4)[:, :, :, :8] for x in (base, far, near))
+    assert torch.equal(made, same) and not torch.equal(made, other)
+
+
+def test_windows_leave_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    frames = awake().upscale_stream([clip()], window=16)
+    next(frames)
+    assert not list(tmp_path.iterdir())  # the file has no name, so that a kill leaves nothing either
+
+
+def test_windows_are_taken_where_the_whole_does_not_fit():
+    config, size = superres_config("tiny"), (2160, 3840)
+    whole, parts = (memory_of(config, size, 4, 4, window) for window in (None, WINDOW))
+    assert whole > 2 * parts
+    assert window_within(config, size, 4, 4, whole) is None
+    assert window_within(config, size, 4, 4, whole - 1) == window_within(config, size, 4, 4, parts) == WINDOW
+    with pytest.raises(ValueError, match=f"at least {parts / 1e9:.1f} GB"):
+        window_within(config, size, 4, 4, parts - 1)
+    assert window_within(config, size, 1, 2, whole / 2) is None  # fewer steps and bits
 
 
 def test_carried_state_is_what_whole_clips_see():
@@ -241,6 +286,7 @@ def test_presets_build(preset):
         (lambda h: h.upscale(clip(), steps=5), "steps=5: expected one of 1, 2, 4, 8"),
         (lambda h: h.upscale(clip(), noise=0.4), "noise=0.4: this head has learned levels of 0 to 0.15"),
         (lambda h: h.upscale(clip(), noise=float("nan")), "noise=nan"),
+        (lambda h: h.upscale(clip(), window=0), "window=0: need at least 1 pixel"),
         (lambda h: h.upscale(clip() * 2), "expected \\[-1, 1\\]"),
         (lambda h: h.upscale(clip()[0]), "expected \\(B, 3, T, H, W\\)"),
         (lambda h: list(h.upscale_stream([])), "no frames"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenizers_av.superres import frames_between, in_between, steadied
+from tokenizers_av.superres import frames_between, in_between, motion, steadied
 
 pytest.importorskip("cv2")
 
@@ -36,6 +36,13 @@ def test_both_clips_of_a_batch_go_their_own_ways():
     (both,) = frames_between(before, after, 2)
     (alone,) = frames_between(before[1:], after[1:], 2)
     assert torch.equal(both[1:], alone)
+
+
+def test_large_frames_are_moved_in_strips(monkeypatch):
+    frames = [torch.cat([patch(x), patch(x + 9)]) for x in (30, 26, 24)]
+    whole = steadied(*frames)
+    monkeypatch.setattr(motion, "STRIP", 96 * 7)
+    assert torch.equal(steadied(*frames), whole) and not torch.equal(whole, frames[0])
 
 
 def test_given_frames_stay_and_one_alone_has_none_beside_it():

@@ -11,6 +11,7 @@ from tokenizers_av.superres.config import (
 )
 from tokenizers_av.superres.head import SuperRes, downsample, upsample
 from tokenizers_av.superres.motion import frames_between, in_between, steadied
+from tokenizers_av.superres.windows import window_within
 
 __all__ = [
     "RATES",
@@ -28,4 +29,5 @@ __all__ = [
     "steadied",
     "superres_config",
     "upsample",
+    "window_within",
 ]

@@ -43,6 +43,12 @@ class SuperResConfig:
         """What height and width of the large frame are filled up to a multiple of."""
         return 2 * self.patch
 
+    @property
+    def reach(self) -> int:
+        """How many pixels away what goes in still counts for what comes out, filled up to the stride."""
+        fine = -(-(self.n_blocks + 1) // 2)  # in strides
+        return self.stride * (2 * fine + self.n_inner_blocks)
+
 
 def check_scale(scale: int) -> None:
     """Raise ValueError for an enlargement that heads do not learn."""

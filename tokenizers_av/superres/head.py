@@ -9,12 +9,14 @@ is cored: what is below half a grey level is none, and flat areas, which have no
 mixed with what moves along from the frame before.
 
 Every layer is causal in time and every step of the sampler carries its own state, so a clip of any length goes through
-one frame at a time, in constant memory; there are no windows that could be told from the whole.
+one frame at a time, in constant memory. Windows in space, which save memory, see as much around them as counts for what
+is drawn in them (`windows`): they cannot be told from the whole.
 """
 # Shapes: B batch, T frames, H W height and width of the small frames, sH sW of the large ones
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -25,6 +27,7 @@ from tokenizers_av.hub import HubModel
 from tokenizers_av.superres.config import SuperResConfig, check_rate, check_sampling, check_scale
 from tokenizers_av.superres.motion import frames_between, steadied
 from tokenizers_av.superres.network import DetailNet
+from tokenizers_av.superres.windows import Shelf, Window, windows_of
 from tokenizers_av.video.layers import Flow
 from tokenizers_av.video.tokenizer import check_video
 
@@ -49,6 +52,7 @@ class SuperRes(nn.Module, HubModel):
     def upscale(
         self, video: Tensor, scale: int = 4, *, rate: int = 1, steps: int | None = None, noise: float | None = None,
         seed: int = 0, keep: bool = False, steady: bool = True, text: Tensor | None = None,
+        window: int | None = None,
     ) -> Tensor:  # fmt: skip
         """(B, 3, rate * T, scale * H, scale * W) in [-1, 1] of video (B, 3, T, H, W) in [-1, 1], any T, H and W >= 1.
 
@@ -57,18 +61,22 @@ class SuperRes(nn.Module, HubModel):
         small again, frames are what went in to one or two grey levels, and None is no noise; without it, what is wrong
         in that may be mended. steady: frames are mixed with what moves along from the frame before, see `steadied`.
         text: ids (1, L) or (B, L) of what is seen, -1 where there is none, for a head that was trained with text.
+        window: the network sees the large frame in windows of at most so many pixels a side (or the stride), and as
+        much around them as counts for what it draws in them, which is what it draws of the whole but for rounding; what
+        it remembers of them lies in a temporary file. None is the whole.
         Raises ValueError for other values.
         """
         frames = self.upscale_stream(
-            [video], scale, rate=rate, steps=steps, noise=noise, seed=seed, keep=keep, steady=steady, text=text
-        )
+            [video], scale, rate=rate, steps=steps, noise=noise, seed=seed, keep=keep, steady=steady, text=text,
+            window=window,
+        )  # fmt: skip
         return torch.cat(list(frames), dim=2)
 
     @torch.no_grad()
     def upscale_stream(
         self, chunks: Iterable[Tensor], scale: int = 4, *, rate: int = 1, steps: int | None = None,
         noise: float | None = None, seed: int = 0, keep: bool = False, steady: bool = True,
-        text: Tensor | None = None,
+        text: Tensor | None = None, window: int | None = None,
     ) -> Iterator[Tensor]:  # fmt: skip
         """Frames (B, 3, 1, scale * H, scale * W) in [-1, 1] one by one; joined they are those of `upscale`.
 
@@ -81,43 +89,59 @@ class SuperRes(nn.Module, HubModel):
         check_scale(scale)
         check_rate(rate)
         check_sampling(self.config, steps, noise)
-        flows = [Flow(tails={}) for _ in range(steps)]
+        if window is not None and window < 1:
+            raise ValueError(f"window={window}: need at least 1 pixel")
+        windows: list[Window] = []
+        flows: list[list[Flow]] = []  # of each step, in each window
         grain: Tensor | None = None  # (B, 1, sH, sW, 3), filled up to the stride
         last: Tensor | None = None
         before: Tensor | None = None  # the last frame as the network left it
-        for frame in _frames(chunks):
-            B, _, _, H, W = frame.shape
-            base = upsample(frame, scale).permute(0, 2, 3, 4, 1)
-            base = _fill(base, self.config.stride)
-            if grain is None:
-                self._check_text(text, B)
-                grain = _noise(base, seed) * noise
-            x = base + grain
-            for i, flow in enumerate(flows):
-                time = torch.full((B,), i / steps, device=x.device)
-                level = torch.full((B,), noise, device=x.device)
-                gone = (x - base).to(self._dtype)
-                detail = self.net(gone, base.to(self._dtype), time, level, scale, text, flow)
-                left = steps - i  # of the line; a step goes along it by 1 / steps of the velocity
-                x = x + (base + detail - x) / left
-                flow.first = False
-            x = base + F.softshrink(x - base, CORING)
-            made = x[:, :, : scale * H, : scale * W].clamp(-1, 1).permute(0, 4, 1, 2, 3)
-            if steady:
-                drawn = made
-                if before is not None and last is not None:
-                    made = steadied(made[:, :, 0], before[:, :, 0], last[:, :, 0]).unsqueeze(2)
-                before = drawn
-            if keep:
-                made = _kept(made, frame)
-            if last is not None and rate > 1:
-                yield from (x.unsqueeze(2) for x in frames_between(last[:, :, 0], made[:, :, 0], rate))
-            last = made
-            yield made
+        with contextlib.closing(Shelf(self.net)) as shelf:
+            for frame in _frames(chunks):
+                B, _, _, H, W = frame.shape
+                base = upsample(frame, scale).permute(0, 2, 3, 4, 1)
+                base = _fill(base, self.config.stride)
+                if grain is None:
+                    self._check_text(text, B)
+                    grain = _noise(base, seed) * noise if noise else base.new_zeros(1)
+                    windows = windows_of(base.shape[2:4], window, self.config.stride, self.config.reach)
+                    flows = [[Flow(tails={}) for _ in windows] for _ in range(steps)]
+                x = base + grain
+                for i in range(steps):
+                    left = steps - i  # of the line; a step goes along it by 1 / steps of the velocity
+                    after = torch.empty_like(x)
+                    for place, flow in zip(windows, flows[i], strict=True):
+                        with shelf.lent(flow) if len(windows) > 1 else contextlib.nullcontext():
+                            detail = self._detail(x[place.seen], base[place.seen], i / steps, noise, scale, text, flow)
+                        here, there = x[place.drawn], base[place.drawn] + detail[place.kept]
+                        after[place.drawn] = here + (there - here) / left
+                    x = after
+                x = base + F.softshrink(x - base, CORING)
+                made = x[:, :, : scale * H, : scale * W].clamp(-1, 1).permute(0, 4, 1, 2, 3)
+                if steady:
+                    drawn = made
+                    if before is not None and last is not None:
+                        made = steadied(made[:, :, 0], before[:, :, 0], last[:, :, 0]).unsqueeze(2)
+                    before = drawn
+                if keep:
+                    made = _kept(made, frame)
+                if last is not None and rate > 1:
+                    yield from (x.unsqueeze(2) for x in frames_between(last[:, :, 0], made[:, :, 0], rate))
+                last = made
+                yield made
         if last is None:
             raise ValueError("no frames to enlarge, expected at least one")
         for _ in range(1, rate):
             yield last
+
+    def _detail(
+        self, x: Tensor, base: Tensor, time: float, noise: float, scale: int, text: Tensor | None, flow: Flow
+    ) -> Tensor:
+        """What the network adds to base (B, 1, H, W, 3), in the next chunk of a flow."""
+        times, levels = (torch.full((len(x),), value, device=x.device) for value in (time, noise))
+        detail: Tensor = self.net((x - base).to(self._dtype), base.to(self._dtype), times, levels, scale, text, flow)
+        flow.first = False
+        return detail
 
     def _check_text(self, text: Tensor | None, batch: int) -> None:
         n = self.config.text_size

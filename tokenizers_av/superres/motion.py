@@ -12,6 +12,7 @@ from torch import Tensor
 from tokenizers_av.optical_flow import MIN_SIDE, dis_flow
 
 MIX = 0.5  # how much of the frame before is in a steady one, where both show the same
+STRIP = 1 << 20  # pixels that are moved at once, which takes about 100 bytes each
 SAME = 24 * 2 / 255  # difference from which on they do not, on the scale of [-1, 1]
 
 
@@ -20,10 +21,13 @@ def steadied(frame: Tensor, before: Tensor, steady: Tensor) -> Tensor:
 
     The less, the more the frame differs from the one before at that place; not at all where it shows something else.
     """
-    back = _to_the_other(frame, before)
-    there = _moved(torch.cat([before, steady], dim=1), -back)
-    apart = (there[:, :3] - frame).abs().amax(1, keepdim=True)
-    return torch.lerp(frame, there[:, 3:], MIX * (1 - apart / SAME).clamp(min=0))
+    back, H, W = _to_the_other(frame, before), *frame.shape[2:]
+    made, strip = [], max(1, STRIP // W)
+    for rows in (slice(top, top + strip) for top in range(0, H, strip)):
+        here, by = frame[:, :, rows], -back[:, :, rows]
+        apart = (_moved(before, by, rows) - here).abs().amax(1, keepdim=True)
+        made.append(torch.lerp(here, _moved(steady, by, rows), MIX * (1 - apart / SAME).clamp(min=0)))
+    return torch.cat(made, dim=2)
 
 
 def frames_between(before: Tensor, after: Tensor, rate: int) -> list[Tensor]:
@@ -53,15 +57,15 @@ def _to_the_other(here: Tensor, there: Tensor) -> Tensor:
     """(B, 3, H, W) in [-1, 1] twice -> (B, 2, H, W): how far, in x and y, pixels are from where they are there."""
     if min(here.shape[2:]) < MIN_SIDE:
         return torch.zeros_like(here[:, :2])
-    frames = ((torch.stack([there, here], dim=1) + 1) * 127.5).round().to(torch.uint8).cpu()  # (B, 2, 3, H, W)
+    seen = ((x + 1).mul_(127.5).round_().to(torch.uint8).cpu() for x in (there, here))
+    frames = torch.stack(list(seen), dim=1)  # (B, 2, 3, H, W)
     return torch.stack([-dis_flow(pair)[1] for pair in frames.movedim(2, -1)]).permute(0, 3, 1, 2).to(here)
 
 
-def _moved(frame: Tensor, by: Tensor) -> Tensor:
-    """(B, C, H, W) with every pixel moved by (B, 2, H, W) x, y, which lies on where it arrives."""
+def _moved(frame: Tensor, by: Tensor, rows: slice = slice(None)) -> Tensor:
+    """`rows` of (B, C, H, W) with every pixel moved by (B, 2, rows, W) x, y, which lies on where it arrives."""
     H, W = frame.shape[2:]
-    y, x = torch.meshgrid(torch.arange(H, device=frame.device), torch.arange(W, device=frame.device), indexing="ij")
-    places = torch.stack([x, y]).to(by) - by  # (B, 2, H, W)
-    size = torch.tensor([W - 1, H - 1]).to(by).view(1, 2, 1, 1)
-    return F.grid_sample(frame, (places * 2 / size - 1).permute(0, 2, 3, 1), mode="bilinear", padding_mode="border",
-                         align_corners=True)  # fmt: skip
+    x, y = (torch.arange(n, device=frame.device) for n in (W, H))
+    places = torch.stack([x - by[:, 0], y[rows, None] - by[:, 1]], dim=-1)  # (B, rows, W, 2)
+    size = torch.tensor([W - 1, H - 1]).to(by)
+    return F.grid_sample(frame, places * 2 / size - 1, mode="bilinear", padding_mode="border", align_corners=True)
