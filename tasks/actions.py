@@ -91,6 +91,7 @@ def extend(args: Namespace) -> None:
 def superres(args: Namespace) -> None:
     """Write the clip enlarged."""
     from tasks.enlarge import check_enlarging, window_for
+    from tasks.model_folder import find_model, n_parameters
     from tasks.pipeline import pick_device, pick_dtype
     from tasks.source import Source
     from tokenizers_av.media_write import MAX_GIF_RATE, MediaError
@@ -106,7 +107,8 @@ def superres(args: Namespace) -> None:
     check_enlarging(config, source, args.scale, args.rate, args.steps, args.noise, args.prompt)
     steps = config.steps if args.steps is None else args.steps
     dtype = pick_dtype(args.dtype, pick_device(args.device))
-    window = window_for(config, source, args.scale, steps, dtype, args.memory_gb)
+    n = sum(n_parameters(find_model(args.model)).values())
+    window = window_for(config, source, args.scale, steps, dtype, n, args.memory_gb)
     noise = (config.noise if args.mend else 0.0) if args.noise is None else args.noise
     asked = {"scale": args.scale, "rate": args.rate, "steps": steps, "noise": noise, "seed": args.seed}
     asked |= _options(vars(args), "prompt", "memory_gb") | ({"mend": True} if args.mend else {})
@@ -201,20 +203,17 @@ def info(args: Namespace) -> None:
     """Print the sizes, the parameters and the vocabulary of a model, without loading its weights."""
     import json
 
-    from safetensors import SafetensorError
-
     from lm import Vocabulary
-    from tasks.model_folder import PARTS, SUPERRES, find_model, n_parameters, read_config
+    from tasks.model_folder import find_model, n_parameters, read_config
 
     folder = find_model(args.model)
     config = read_config(folder)
     layout = config.layout
-    there = [part for part in (*PARTS, SUPERRES) if part != "text_tokenizer" and (folder / part).exists()]
+    counts = n_parameters(folder)
     try:
-        counts = {part: n_parameters(folder / part) for part in there}
         vocabulary = json.loads((folder / "lm" / "config.json").read_text(encoding="utf-8"))["vocabulary"]
         table = Vocabulary.from_dict(vocabulary).table()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"model folder {str(folder)!r} cannot be read ({type(error).__name__}: {error})") from None
     print(f"model       {folder}")
     print(f"picture     {config.size[0]}x{config.size[1]} pixels, {layout.n_frames} frames at {layout.fps:g} a second")

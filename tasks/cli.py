@@ -169,8 +169,8 @@ def _superres(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same result")
     parser.add_argument(
         "--memory-gb", type=float, metavar="G",
-        help="stay below: large frames are drawn in windows, to the same picture; what waits lies in the temporary "
-        "folder (TMPDIR)",
+        help="hold less than G: frames that are too large are drawn in windows, to the same picture; what waits "
+        "lies in the temporary folder (TMPDIR)",
     )  # fmt: skip
     _model(parser)
 

@@ -56,20 +56,23 @@ def enlarged(
 
 
 def window_for(
-    config: SuperResConfig, source: Source, scale: int, steps: int | None, dtype: torch.dtype, memory_gb: float | None
-) -> int | None:
-    """The window with which enlarging stays within `memory_gb`, None for whole frames; InputError where none does."""
+    config: SuperResConfig, source: Source, scale: int, steps: int | None, dtype: torch.dtype, n_parameters: int,
+    memory_gb: float | None,
+) -> int | None:  # fmt: skip
+    """The window with which a model of so many parameters enlarges within `memory_gb`, None for whole frames.
+
+    Raises InputError where none does.
+    """
     if memory_gb is None:
         return None
     if isinstance(memory_gb, bool) or not isinstance(memory_gb, float | int) or not 0 < memory_gb < math.inf:
-        raise InputError(f"memory_gb={memory_gb}: expected a number above 0")
-    height, width = (scale * n for n in source.picture_size())
-    steps = config.steps if steps is None else steps
+        raise InputError(f"memory_gb={memory_gb!r}: expected a number above 0")
+    height, width = source.picture_size()
+    steps, weights = config.steps if steps is None else steps, 4 * n_parameters  # they are loaded in float32
     try:
-        return window_within(config, (height, width), steps, dtype.itemsize, 1e9 * memory_gb)
+        return window_within(config, (scale * height, scale * width), steps, dtype.itemsize, 1e9 * memory_gb, weights)
     except ValueError as error:
-        what = f"pictures {width:,} pixels wide and {height:,} high"
-        raise InputError(f"memory_gb={memory_gb:g}: {what} need {error}") from None
+        raise InputError(f"memory_gb={memory_gb:g}: {error}") from None
 
 
 def check_enlarging(

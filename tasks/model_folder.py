@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
@@ -178,17 +179,22 @@ poet.text_to_video("a red ball bounces", seed=0).save("ball.mp4")
 """
 
 
-def n_parameters(folder: Path) -> int:
-    """Numbers in the weight files of one part, from their headers."""
+def n_parameters(folder: Path) -> dict[str, int]:
+    """Numbers in the weight files of each part that has such, from their headers; InputError for damaged ones."""
     from math import prod
 
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            total += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return total
+    counts: Counter[str] = Counter()
+    for path in (path for part in (*PARTS, SUPERRES) for path in sorted((folder / part).glob("*.safetensors"))):
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            what = f"model folder {str(folder)!r} cannot be read"
+            raise InputError(f"{what} ({path.parent.name}: {type(error).__name__}: {error})") from None
+        counts[path.parent.name] += sum(map(prod, shapes))
+    return dict(counts)
 
 
 def open_video_tokenizer(folder: str | Path) -> VideoTokenizer:

@@ -513,9 +513,9 @@ class AVPoet:
         more, the more detail is made up; None is the head's own setting. mend: the clip was decoded from ids, and what
         that got wrong may be changed, as it is where a task has superres=True; otherwise the result, made small again,
         is the clip to one or two grey levels, and None is no noise. prompt: what is seen, for a head that was trained
-        with text. memory_gb: what drawing may take, the frames that are returned aside; the picture is the same, drawn
-        in windows if need be. Raises InputError where that is not enough, and for more than 16,384 pixels a side or
-        7680x4320 in all.
+        with text. memory_gb: what the process may hold (on a CPU), the frames that are returned aside; the picture is
+        the same, drawn in windows if need be. Raises InputError where that is not enough, and for more than 16,384
+        pixels a side or 7680x4320 in all.
         """
         parts = self.stream.superres(
             clip, scale, rate=rate, steps=steps, noise=noise, seed=seed, mend=mend, prompt=prompt, memory_gb=memory_gb

@@ -149,7 +149,9 @@ class Stream:
         """Stream a clip enlarged; see `AVPoet.superres`."""
         head, source, codec = self._head(), Source(clip, need="video"), self.poet.codec
         check_enlarging(head.config, source, scale, rate, steps, noise, prompt)
-        window = window_for(head.config, source, scale, steps, self.poet.dtype, memory_gb)
+        parts = (codec.video, codec.audio, self.poet.lm, head)
+        n_parameters = sum(p.numel() for part in parts for p in part.parameters())
+        window = window_for(head.config, source, scale, steps, self.poet.dtype, n_parameters, memory_gb)
         frames = source.windows(sample_rate=source.sample_rate or codec.sample_rate, seconds=ONE_FRAME)
         return enlarged(frames, head, scale, rate=rate, steps=steps, noise=noise, seed=check_seed(seed),
                         keep=not mend, text=codec.encode_text(prompt), window=window)  # fmt: skip

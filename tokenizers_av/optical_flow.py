@@ -24,7 +24,8 @@ def dis_flow(frames: Tensor) -> Tensor:
     """Flow (T, H, W, 2) float32 of frames (T, H, W, 3) uint8 of at least 16x16, on the CPU.
 
     flow[t, y, x] is how many pixels what is seen there has moved since frame t - 1; flow[0] is 0. The same frames give
-    the same flow on any number of threads. Raises ValueError for smaller frames.
+    the same flow on any number of threads. Of frames of more than MAX_PIXELS it is found in smaller copies. Raises
+    ValueError for smaller frames.
     """
     import cv2
 
@@ -40,7 +41,7 @@ def dis_flow(frames: Tensor) -> Tensor:
 
 
 def _finest_scale(n_pixels: int) -> int:
-    """How often frames are halved before flow is looked for: until they have MAX_PIXELS, each of which takes 208 bytes.
+    """How often frames are halved before flow is looked for: until they have MAX_PIXELS or less, at 208 bytes each.
 
     The preset always halves once, too much for small frames.
     """

@@ -4,9 +4,10 @@ Enlarges 60 and 600 frames of 64x64 to 256x256 through `upscale_stream`, fed by 
 its own, and compares the peaks of resident memory. Weights are random. A table goes to stdout, its last line is one
 JSON object.
 
-    python tests/benchmarks/superres_memory.py --within 1.5 2.5 4 --size 270x480
+    python tests/benchmarks/superres_memory.py --within 1.6 4 --size 270x480 --frames 3 3 [--rate 2 ...]
 
-enlarges frames of that size with the shipped head by `avpoet superres --memory-gb`, and compares the peaks with that.
+enlarges frames of that size with the shipped head by `avpoet superres --memory-gb`, to which further options are
+handed, and compares the peaks with that.
 """
 
 from __future__ import annotations
@@ -49,32 +50,37 @@ def stream(preset: str, steps: int, n_frames: int, threads: int) -> dict[str, fl
     }
 
 
-def within(gigabytes: list[float], size: str, n_frames: int, steps: int) -> None:
+def within(gigabytes: list[float], size: str, n_frames: int, more: list[str]) -> None:
     """Enlarge one clip by 4 in processes that may hold so much, and say what they held."""
     from tokenizers_av.clip import Clip
 
     height, width = map(int, size.split("x"))
+    print(json.dumps({"size": size, "scale": SCALE, "frames": n_frames, "options": more, **conditions()}), flush=True)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        small, large = Path(folder, "small.mp4"), Path(folder, "large.mp4")
+        small = str(Path(folder, "small.mp4"))
         pixels = [piece[0, :, :, :height, :width] for piece in frames(n_frames, max(height, width), CHUNK)]
         video = ((torch.cat(pixels, dim=1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0)
         Clip(frames=video.contiguous(), fps=24).save(small)
         print(f"  {'asked GB':>9} {'held GB':>8} {'window':>7} {'seconds':>8}")
-        for bound in gigabytes:
-            words = [sys.executable, "-m", "tasks", "superres", str(small), "--steps", str(steps), "--memory-gb",
-                     str(bound), "--out", str(large)]  # fmt: skip
+        for asked in gigabytes:
+            words = ["superres", small, "--memory-gb", str(asked), "--out", str(Path(folder, "large.mp4")), *more]
             begun = time.perf_counter()
-            process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+            process = subprocess.Popen([sys.executable, "-m", "tasks", *words], stderr=subprocess.PIPE, text=True)
             assert process.stderr is not None
-            said = process.stderr.read()
+            with process.stderr:
+                said = process.stderr.read()
             _, status, usage = os.wait4(process.pid, 0)
-            if os.waitstatus_to_exitcode(status):
-                print(f"  {bound:>9} {said.strip().splitlines()[-1]}")
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                print(f"  {asked:>9} {said.strip().splitlines()[-1]}", flush=True)
                 continue
             held = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
             window = (re.findall(r"window = ([0-9]+)", said) or ["none"])[0]
-            verdict = "pass" if held <= bound else "FAIL"
-            print(f"  {bound:>9} {held:>8.2f} {window:>7} {time.perf_counter() - begun:>8.1f}  {verdict}", flush=True)
+            took, verdict = time.perf_counter() - begun, "pass" if held <= asked else "FAIL"
+            rows.append({"asked": asked, "held": round(held, 3), "window": window, "seconds": round(took, 1)})
+            print(f"  {asked:>9} {held:>8.2f} {window:>7} {took:>8.1f}  {verdict}", flush=True)
+    print(json.dumps({"benchmark": "superres_memory", "size": size, "frames": n_frames, "options": more, "rows": rows}))
 
 
 def main() -> None:
@@ -87,12 +93,14 @@ def main() -> None:
     parser.add_argument("--within", type=float, nargs="+", metavar="GB", help="what `--memory-gb` is asked for")
     parser.add_argument("--size", default="270x480", metavar="HxW", help="of the frames that --within enlarges")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args, more = parser.parse_known_args()
+    if more and not args.within:
+        parser.error(f"unknown {' '.join(more)}")
     if args.worker:
         print(json.dumps(stream(args.preset, args.steps, args.worker, args.threads)))
         return
     if args.within:
-        within(args.within, args.size, args.frames[0], args.steps)
+        within(args.within, args.size, args.frames[0], more)
         return
     torch.set_num_threads(args.threads)
     settings = {"preset": args.preset, "dtype": "float32", "steps": args.steps, "size": SIZE, "scale": SCALE,

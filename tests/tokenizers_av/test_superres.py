@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +24,7 @@ from tokenizers_av.superres import (
     upsample,
     window_within,
 )
-from tokenizers_av.superres.windows import WINDOW, memory_of
+from tokenizers_av.superres.windows import WINDOW, memory_of, shelf_bytes
 
 
 def awake(**overrides) -> SuperRes:
@@ -71,22 +74,48 @@ def test_what_is_out_of_reach_does_not_count(n_blocks):
     assert torch.equal(made, same) and not torch.equal(made, other)
 
 
-def test_windows_leave_nothing_behind(tmp_path, monkeypatch):
+def test_what_a_window_remembers_waits_in_a_file_without_a_name(tmp_path, monkeypatch):
+    files, opened = [], tempfile.TemporaryFile
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    frames = awake().upscale_stream([clip()], window=16)
-    next(frames)
-    assert not list(tmp_path.iterdir())  # the file has no name, so that a kill leaves nothing either
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **how: files.append(opened(**how)) or files[-1])
+    head, video = awake(), clip(H=13)
+    next(head.upscale_stream([video], steps=2))
+    assert not files
+    whole = head.upscale(video, steps=2, steady=False)
+    for window in (16, 1024):
+        frames = head.upscale_stream([video], steps=2, window=window, steady=False)
+        assert (next(frames) - whole[:, :, :1]).abs().max() < 1e-6
+        assert files[-1].seek(0, 2) == shelf_bytes(head.config, (52, 64), 2, 4, window) > 0
+        assert not list(tmp_path.iterdir())  # so a kill leaves nothing either
+        files[-1].write(b"...")
+        frames.close()
+        assert files[-1].closed
+    assert len(files) == 2
+
+
+def test_no_room_for_what_waits_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **how: open("/dev/full", "w+b"))  # noqa: SIM115
+    with pytest.raises(OSError, match=f"No space left on device, set TMPDIR to another folder: '{tmp_path}'"):
+        awake().upscale(clip(), window=16)
+    config, size = superres_config("tiny"), (2160, 3840)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=7e9))
+    assert window_within(config, size, 1, 4, 4e9, 0) == WINDOW
+    with pytest.raises(ValueError, match=rf"7.2 GB must wait in the temporary folder, {tmp_path} has 7.0 GB free"):
+        window_within(config, size, 2, 4, 4e9, 0)
 
 
 def test_windows_are_taken_where_the_whole_does_not_fit():
     config, size = superres_config("tiny"), (2160, 3840)
-    whole, parts = (memory_of(config, size, 4, 4, window) for window in (None, WINDOW))
+    whole, parts = (memory_of(config, size, 4, 4, window) + 1e8 for window in (None, WINDOW))
     assert whole > 2 * parts
-    assert window_within(config, size, 4, 4, whole) is None
-    assert window_within(config, size, 4, 4, whole - 1) == window_within(config, size, 4, 4, parts) == WINDOW
-    with pytest.raises(ValueError, match=f"at least {parts / 1e9:.1f} GB"):
-        window_within(config, size, 4, 4, parts - 1)
-    assert window_within(config, size, 1, 2, whole / 2) is None  # fewer steps and bits
+    assert window_within(config, size, 4, 4, whole, 1e8) is None
+    assert window_within(config, size, 4, 4, whole - 1, 1e8) == WINDOW
+    with pytest.raises(ValueError, match=r"frames of 3,840x2,160 need [0-9.]+ GB") as told:
+        window_within(config, size, 4, 4, parts - 1, 1e8)
+    enough = float(str(told.value).split()[-2]) * 1e9
+    assert enough < parts + 1e8 and window_within(config, size, 4, 4, enough, 1e8) == WINDOW
+    assert window_within(config, size, 1, 2, whole / 2, 1e8) is None  # fewer steps and bits
 
 
 def test_carried_state_is_what_whole_clips_see():
@@ -286,7 +315,8 @@ def test_presets_build(preset):
         (lambda h: h.upscale(clip(), steps=5), "steps=5: expected one of 1, 2, 4, 8"),
         (lambda h: h.upscale(clip(), noise=0.4), "noise=0.4: this head has learned levels of 0 to 0.15"),
         (lambda h: h.upscale(clip(), noise=float("nan")), "noise=nan"),
-        (lambda h: h.upscale(clip(), window=0), "window=0: need at least 1 pixel"),
+        (lambda h: h.upscale(clip(), window=0), "window=0: need a whole number of pixels"),
+        (lambda h: h.upscale(clip(), window=2.5), "window=2.5: need a whole number"),
         (lambda h: h.upscale(clip() * 2), "expected \\[-1, 1\\]"),
         (lambda h: h.upscale(clip()[0]), "expected \\(B, 3, T, H, W\\)"),
         (lambda h: list(h.upscale_stream([])), "no frames"),

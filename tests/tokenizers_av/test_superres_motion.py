@@ -40,9 +40,11 @@ def test_both_clips_of_a_batch_go_their_own_ways():
 
 def test_large_frames_are_moved_in_strips(monkeypatch):
     frames = [torch.cat([patch(x), patch(x + 9)]) for x in (30, 26, 24)]
-    whole = steadied(*frames)
+    whole, (first, second) = steadied(*frames), frames_between(*frames[:2], 3)
     monkeypatch.setattr(motion, "STRIP", 96 * 7)
     assert torch.equal(steadied(*frames), whole) and not torch.equal(whole, frames[0])
+    again = frames_between(*frames[:2], 3)
+    assert torch.equal(again[0], first) and torch.equal(again[1], second)
 
 
 def test_given_frames_stay_and_one_alone_has_none_beside_it():

@@ -64,7 +64,7 @@ class SuperRes(nn.Module, HubModel):
         window: the network sees the large frame in windows of at most so many pixels a side (or the stride), and as
         much around them as counts for what it draws in them, which is what it draws of the whole but for rounding; what
         it remembers of them lies in a temporary file. None is the whole.
-        Raises ValueError for other values.
+        Raises ValueError for other values; OSError where there is no room for that file.
         """
         frames = self.upscale_stream(
             [video], scale, rate=rate, steps=steps, noise=noise, seed=seed, keep=keep, steady=steady, text=text,
@@ -89,8 +89,8 @@ class SuperRes(nn.Module, HubModel):
         check_scale(scale)
         check_rate(rate)
         check_sampling(self.config, steps, noise)
-        if window is not None and window < 1:
-            raise ValueError(f"window={window}: need at least 1 pixel")
+        if window is not None and (not isinstance(window, int) or window < 1):
+            raise ValueError(f"window={window!r}: need a whole number of pixels, at least 1")
         windows: list[Window] = []
         flows: list[list[Flow]] = []  # of each step, in each window
         grain: Tensor | None = None  # (B, 1, sH, sW, 3), filled up to the stride
@@ -108,14 +108,8 @@ class SuperRes(nn.Module, HubModel):
                     flows = [[Flow(tails={}) for _ in windows] for _ in range(steps)]
                 x = base + grain
                 for i in range(steps):
-                    left = steps - i  # of the line; a step goes along it by 1 / steps of the velocity
-                    after = torch.empty_like(x)
-                    for place, flow in zip(windows, flows[i], strict=True):
-                        with shelf.lent(flow) if len(windows) > 1 else contextlib.nullcontext():
-                            detail = self._detail(x[place.seen], base[place.seen], i / steps, noise, scale, text, flow)
-                        here, there = x[place.drawn], base[place.drawn] + detail[place.kept]
-                        after[place.drawn] = here + (there - here) / left
-                    x = after
+                    parts = zip(windows, flows[i], strict=True)
+                    x = self._step(x, base, i, steps, parts, shelf if window else None, noise, scale, text)
                 x = base + F.softshrink(x - base, CORING)
                 made = x[:, :, : scale * H, : scale * W].clamp(-1, 1).permute(0, 4, 1, 2, 3)
                 if steady:
@@ -134,14 +128,23 @@ class SuperRes(nn.Module, HubModel):
         for _ in range(1, rate):
             yield last
 
-    def _detail(
-        self, x: Tensor, base: Tensor, time: float, noise: float, scale: int, text: Tensor | None, flow: Flow
-    ) -> Tensor:
-        """What the network adds to base (B, 1, H, W, 3), in the next chunk of a flow."""
-        times, levels = (torch.full((len(x),), value, device=x.device) for value in (time, noise))
-        detail: Tensor = self.net((x - base).to(self._dtype), base.to(self._dtype), times, levels, scale, text, flow)
-        flow.first = False
-        return detail
+    def _step(
+        self, x: Tensor, base: Tensor, i: int, steps: int, parts: Iterable[tuple[Window, Flow]], shelf: Shelf | None,
+        noise: float, scale: int, text: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """x (B, 1, H, W, 3) after step i of the sampler."""
+        time, level = (torch.full((len(x),), value, device=x.device) for value in (i / steps, noise))
+        left = steps - i  # of the line; a step goes along it by 1 / steps of the velocity
+        after = torch.empty_like(x)
+        for place, flow in parts:
+            near = base[place.seen]
+            gone = (x[place.seen] - near).to(self._dtype)
+            with contextlib.nullcontext() if shelf is None else shelf.lent(flow):
+                detail = self.net(gone, near.to(self._dtype), time, level, scale, text, flow)
+            flow.first = False
+            here = x[place.drawn]
+            after[place.drawn] = here + (base[place.drawn] + detail[place.kept] - here) / left
+        return after
 
     def _check_text(self, text: Tensor | None, batch: int) -> None:
         n = self.config.text_size

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from tokenizers_av.optical_flow import MIN_SIDE, dis_flow
 
 MIX = 0.5  # how much of the frame before is in a steady one, where both show the same
-STRIP = 1 << 20  # pixels that are moved at once, which takes about 100 bytes each
+STRIP = 1 << 20  # pixels that are moved at once, as it takes more memory than they do
 SAME = 24 * 2 / 255  # difference from which on they do not, on the scale of [-1, 1]
 
 
@@ -21,9 +22,8 @@ def steadied(frame: Tensor, before: Tensor, steady: Tensor) -> Tensor:
 
     The less, the more the frame differs from the one before at that place; not at all where it shows something else.
     """
-    back, H, W = _to_the_other(frame, before), *frame.shape[2:]
-    made, strip = [], max(1, STRIP // W)
-    for rows in (slice(top, top + strip) for top in range(0, H, strip)):
+    back, made = _to_the_other(frame, before), []
+    for rows in _strips(frame):
         here, by = frame[:, :, rows], -back[:, :, rows]
         apart = (_moved(before, by, rows) - here).abs().amax(1, keepdim=True)
         made.append(torch.lerp(here, _moved(steady, by, rows), MIX * (1 - apart / SAME).clamp(min=0)))
@@ -38,8 +38,12 @@ def frames_between(before: Tensor, after: Tensor, rate: int) -> list[Tensor]:
     for, the mean of the same place.
     """
     there, back = _to_the_other(before, after), _to_the_other(after, before)
-    shares = [k / rate for k in range(1, rate)]
-    return [torch.lerp(_moved(before, s * there), _moved(after, (1 - s) * back), s) for s in shares]
+
+    def between(share: float, rows: slice) -> Tensor:
+        first = _moved(before, share * there[:, :, rows], rows)
+        return torch.lerp(first, _moved(after, (1 - share) * back[:, :, rows], rows), share)
+
+    return [torch.cat([between(k / rate, rows) for rows in _strips(before)], dim=2) for k in range(1, rate)]
 
 
 def in_between(video: Tensor, rate: int) -> Tensor:
@@ -51,6 +55,13 @@ def in_between(video: Tensor, rate: int) -> Tensor:
     for before, after in pairwise(frames):
         made += [*frames_between(before, after, rate), after]
     return torch.stack(made, dim=2)
+
+
+def _strips(frame: Tensor) -> Iterator[slice]:
+    """Rows of a frame (B, C, H, W), of about STRIP pixels each."""
+    H, W = frame.shape[2:]
+    step = max(1, STRIP // W)
+    return (slice(top, top + step) for top in range(0, H, step))
 
 
 def _to_the_other(here: Tensor, there: Tensor) -> Tensor:
