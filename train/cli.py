@@ -112,6 +112,8 @@ def _video(command: argparse.ArgumentParser) -> None:
                          help="perceptual loss: a transformers vision model, folder or name in the local cache")
     command.add_argument("--change-weight", type=float, metavar="W",
                          help="of the error of the change between frames: against flicker (default: 0)")  # fmt: skip
+    command.add_argument("--join-weight", type=float, metavar="W",
+                         help="of the same, only where one latent frame meets the next (default: 0)")  # fmt: skip
     command.add_argument("--adversarial-weight", type=float, metavar="W", help="0 trains without discriminator")
 
 
@@ -164,7 +166,7 @@ def _main(argv: Sequence[str]) -> int:
         video = stages.VideoOptions(
             quantizer=args.quantizer, init=args.init, inflate=args.inflate, decoder_only=args.decoder_only,
             decoder_depth=args.decoder_depth, lr=args.lr, image_share=args.image_share, perceptual=args.perceptual,
-            change_weight=args.change_weight, adversarial_weight=args.adversarial_weight,
+            change_weight=args.change_weight, join_weight=args.join_weight, adversarial_weight=args.adversarial_weight,
         )  # fmt: skip
         metrics = stages.train_video_tokenizer(args.out, options, video)
     elif args.command == "audio-tokenizer":

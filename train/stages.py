@@ -117,6 +117,7 @@ class VideoOptions:
     image_share: float | None = None
     perceptual: str | None = None
     change_weight: float | None = None
+    join_weight: float | None = None
     adversarial_weight: float | None = None
 
 

@@ -123,8 +123,10 @@ class VideoTokenizerJob:
         log_mse = (error.square().mean((1, 3, 4)) + 1e-4).log().mean()
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         total = t.log_mse_weight * log_mse + t.mae_weight * mae + t.edge_weight * edges
-        if t.change_weight and error.shape[2] > 1:
-            total = total + t.change_weight * error.diff(dim=2).abs().mean()
+        if error.shape[2] > 1 and (t.change_weight or t.join_weight):
+            change = error.diff(dim=2).abs()
+            joins = change[:, :, :: self.model.temporal_stride]
+            total = total + t.change_weight * change.mean() + t.join_weight * joins.mean()
         total = total + t.entropy_weight * (1 + (t.entropy_boost - 1) * early) * q.entropy_loss
         total = total + t.commitment_weight * q.commitment_loss
         metrics: dict[str, Tensor | float] = {

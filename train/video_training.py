@@ -18,6 +18,7 @@ class VideoTraining:
     mae_weight: float = 0.1
     edge_weight: float = 0.2
     change_weight: float = 0.0  # of the error of the change from frame to frame: what is seen as flicker
+    join_weight: float = 0.0  # of the same, only where one latent frame meets the next
     entropy_weight: float = 0.3  # of nats per bit
     entropy_boost: float = 1.0  # factor on it at the start, falling to 1 over the first `soft_share` (the paper: 3)
     commitment_weight: float = 0.1

@@ -102,16 +102,19 @@ def test_the_entropy_weight_falls_to_its_value() -> None:
         assert float((losses[1][0] - losses[0][0]).detach()) == pytest.approx(factor * 0.3 * float(entropy), abs=1e-5)
 
 
-def test_the_change_weight_is_of_how_errors_change_between_frames() -> None:
+@pytest.mark.parametrize(("weight", "every"), [("change_weight", 1), ("join_weight", 4)])
+def test_change_and_join_weights_are_of_how_errors_change_between_frames(weight, every) -> None:
     losses = []
-    for weight in (0.0, 1.0):
-        job = make_job(VideoTraining(change_weight=weight, soft_share=0.0))
+    for value in (0.0, 1.0):
+        job = make_job(VideoTraining(**{weight: value}, soft_share=0.0))
         torch.manual_seed(1)
         batch = job.batch(0, 0, 1, 0.0)
         losses.append(float(job.loss(job.model, batch, 0.0)[0].detach()))
     torch.manual_seed(1)
     error = (job.model(batch).video - batch).detach()
-    assert losses[1] - losses[0] == pytest.approx(float((error[:, :, 1:] - error[:, :, :-1]).abs().mean()), rel=1e-3)
+    # latent frames are frame 0, 1 to 4, 5 to 8, ...: one meets the next between 0 and 1, 4 and 5, ...
+    change = torch.stack([(error[:, :, t + 1] - error[:, :, t]).abs() for t in range(0, error.shape[2] - 1, every)])
+    assert losses[1] - losses[0] == pytest.approx(float(change.mean()), rel=1e-3)
     images = job.batch(0, 0, 1, 0.0)[:, :, :1]
     assert torch.isfinite(job.loss(job.model, images, 0.0)[0])
 
@@ -176,6 +179,7 @@ def test_a_decoder_becomes_deeper_and_stays_so(
         (["--decoder-depth", "0"], "decoder_depth=0: need at least 1"),
         (["--init", "IMAGES", "--decoder-depth", "0"], "decoder_depth=0: need"),
         (["--change-weight", "-1"], "change_weight=-1.0: need a number, 0 or more"),
+        (["--join-weight", "-1"], "join_weight=-1.0: need a number, 0 or more"),
         (["--inflate"], "--inflate needs --init"),
         (["--decoder-only"], "--decoder-only needs --init"),
         (["--decoder-only", "--inflate", "--init", "IMAGES"], "without --inflate"),
