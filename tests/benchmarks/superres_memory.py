@@ -66,7 +66,8 @@ def within(gigabytes: list[float], size: str, n_frames: int, more: list[str]) ->
         for asked in gigabytes:
             words = ["superres", small, "--memory-gb", str(asked), "--out", str(Path(folder, "large.mp4")), *more]
             begun = time.perf_counter()
-            process = subprocess.Popen([sys.executable, "-m", "tasks", *words], stderr=subprocess.PIPE, text=True)
+            words = [sys.executable, "-m", "tasks", *words]
+            process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             assert process.stderr is not None
             with process.stderr:
                 said = process.stderr.read()
@@ -100,7 +101,7 @@ def main() -> None:
         print(json.dumps(stream(args.preset, args.steps, args.worker, args.threads)))
         return
     if args.within:
-        within(args.within, args.size, args.frames[0], more)
+        within(args.within, args.size, args.frames[0], ["--steps", str(args.steps), *more])
         return
     torch.set_num_threads(args.threads)
     settings = {"preset": args.preset, "dtype": "float32", "steps": args.steps, "size": SIZE, "scale": SCALE,
