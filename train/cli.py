@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,6 +53,7 @@ def parser() -> Parser:
             command.add_argument("--tokenizers", type=Path, required=True,
                                  help="a model, or a folder that holds video_tokenizer")  # fmt: skip
             command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained head")
+            command.add_argument("--lr", type=float, help=LR)
             command.add_argument("--captions", action="store_true",
                                  help="learn from captions, too; needs a text_tokenizer beside video_tokenizer")
         if name == "video-tokenizer":
@@ -97,6 +97,9 @@ def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
 
 
+LR = "peak learning rate; less than the preset's to fine-tune"
+
+
 def _video(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quantizer", choices=("lfq", "bsq", "fsq"), help="(default: lfq)")
     command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained tokenizer")
@@ -106,7 +109,7 @@ def _video(command: argparse.ArgumentParser) -> None:
     command.add_argument("--decoder-depth", type=int, metavar="N",
                          help="residual blocks of the decoder for each of the encoder (default: 1, or as --init "
                          "has); those that --init lacks are added, and change nothing at first")  # fmt: skip
-    command.add_argument("--lr", type=float, help="peak learning rate; less than the preset's to fine-tune")
+    command.add_argument("--lr", type=float, help=LR)
     command.add_argument("--image-share", type=float, metavar="P", help="share of the steps on images; 1: only images")
     command.add_argument("--perceptual", metavar="MODEL",
                          help="perceptual loss: a transformers vision model, folder or name in the local cache")
@@ -119,7 +122,7 @@ def _video(command: argparse.ArgumentParser) -> None:
 
 def _audio(command: argparse.ArgumentParser) -> None:
     command.add_argument("--init", type=Path, metavar="FOLDER", help="start from this trained tokenizer")
-    command.add_argument("--lr", type=float, help="peak learning rate; less than the preset's to fine-tune")
+    command.add_argument("--lr", type=float, help=LR)
     command.add_argument("--seconds", type=float, metavar="S", help="length of the crops that are trained on")
     command.add_argument("--adversarial-weight", type=float, metavar="W", help="0 trains without discriminators")
 
@@ -160,8 +163,9 @@ def _main(argv: Sequence[str]) -> int:
                               block_size=args.block_size, visual_factors=args.visual_factors)  # fmt: skip
         metrics: dict = stages.train_lm(args.out, options, lm)
     elif args.command == "superres":
-        training = replace(options.chain.superres_training, captions=args.captions)
-        metrics = stages.train_superres(args.out, options, args.tokenizers, args.init, training)
+        superres = stages.SuperResOptions(tokenizers=args.tokenizers, init=args.init, lr=args.lr,
+                                          captions=args.captions)  # fmt: skip
+        metrics = stages.train_superres(args.out, options, superres)
     elif args.command == "video-tokenizer":
         video = stages.VideoOptions(
             quantizer=args.quantizer, init=args.init, inflate=args.inflate, decoder_only=args.decoder_only,

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from lm import LM, LMConfig
     from tokenizers_av.text import TextTokenizer
     from tokenizers_av.video import VideoTokenizer, VideoTokenizerConfig
-    from train.superres_training import SuperResTraining
 
 DEFAULT_MINUTES = {"video-tokenizer": 30.0, "audio-tokenizer": 10.0, "lm": 50.0, "superres": 60.0}
 # shares of `--max-minutes` of a whole chain; making ids and saving takes what is left
@@ -158,7 +157,7 @@ def train_video_tokenizer(out: Path, options: Options, video: VideoOptions | Non
     return results
 
 
-def _told(values: Any, options: VideoOptions | AudioOptions) -> Any:
+def _told(values: Any, options: VideoOptions | AudioOptions | SuperResOptions) -> Any:
     """The dataclass `values` with what `options` say of fields that it has, too; None says nothing."""
     names = {field.name for field in fields(values)}
     told = {name: value for name, value in asdict(options).items() if name in names and value is not None}
@@ -342,24 +341,35 @@ def train_lm(out: Path, options: Options, lm: LMOptions) -> dict[str, float]:
     return fit(job, out, options.loop(job.name), resume=options.resume, device=options.device)
 
 
-def train_superres(
-    out: Path, options: Options, tokenizers: Path, init: Path | None = None, training: SuperResTraining | None = None
-) -> dict[str, float]:
-    """Train a super-resolution head into folder `out`, on clips as the video tokenizer in `tokenizers` decodes them.
+@dataclass(frozen=True, kw_only=True)
+class SuperResOptions:
+    """What only the super-resolution head is told; None leaves what the preset says."""
 
-    Beside the folders of the other parts it belongs to that model. `init`: folder of a trained head to start from;
-    `training`: that of the preset unless given; a regression network's config says that it takes one step without
-    noise. Raises InputError.
+    tokenizers: Path  # folder of the video tokenizer whose clips it learns from, and with captions of that of text
+    init: Path | None = None  # folder of a trained head to start from
+    lr: float | None = None
+    captions: bool = False
+    regression: bool = False  # a network of one step without noise, to compare with; its config says so
+
+
+def train_superres(out: Path, options: Options, superres: SuperResOptions) -> dict[str, float]:
+    """Train a super-resolution head into folder `out` and return its test metrics.
+
+    Beside the folders of the other parts it belongs to that model. Raises InputError.
     """
     from tasks.model_folder import find_parts, open_superres, open_video_tokenizer
     from tokenizers_av.superres import SuperRes, superres_config
     from train.superres import SuperResJob
 
-    chain = options.chain
-    training = training or chain.superres_training
+    chain, init = options.chain, superres.init
+    try:
+        training = _told(chain.superres_training, superres)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     if tuple(options.data) != ("playground",):
         check_opencv()  # only there the motion is known
-    tokenizers = find_parts(tokenizers, ("video_tokenizer", *(["text_tokenizer"] if training.captions else [])))
+    parts = ("video_tokenizer", *(["text_tokenizer"] if training.captions else []))
+    tokenizers = find_parts(superres.tokenizers, parts)
     text = _open_text(tokenizers) if training.captions else None
     learned = {"steps": 1, "max_noise": 0.0} if training.regression else {}
     config = superres_config(chain.superres, text_size=text.vocab_size if text else 0, **learned)

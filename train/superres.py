@@ -40,6 +40,7 @@ class Pairs:
     large: Tensor  # (B, T, H, W, 3) in [-1, 1]
     flow: Tensor  # (B, T, H, W, 2) x, y: pixels that what is seen there has moved since the frame before
     scale: int
+    decoded: Tensor  # (B,) 1 where the low side went through the tokenizer, else 0
     text: Tensor | None = None  # (B, 64) ids of captions, -1 where there is none
 
 
@@ -89,10 +90,12 @@ class SuperResJob:
         large, flow = clips.video.to(device), _flow(clips, self.spec).permute(0, 4, 1, 2, 3).to(device)
         scale = 2 if float(torch.rand(())) < t.half_share else 4
         places = [self._place(i, scale, *large.shape[3:]) for i in range(self.batch_size)]
-        base = upsample(self._low_side(large, scale), scale)
+        low, decoded = self._low_side(large, scale)
+        base = upsample(low, scale)
         crops = [torch.stack([x[p] for p in places]).permute(0, 2, 3, 4, 1).contiguous() for x in (base, large, flow)]
         text = self._text([clips.captions[p[0]] for p in places]) if clips.captions else None
-        return Pairs(base=crops[0], large=crops[1], flow=crops[2], scale=scale, text=text)
+        told = decoded[[p[0] for p in places]]
+        return Pairs(base=crops[0], large=crops[1], flow=crops[2], scale=scale, decoded=told, text=text)
 
     def _text(self, captions: list[str]) -> Tensor | None:
         """Ids (B, 64) of the captions, some by chance untold; None for a head that looks at no text.
@@ -114,8 +117,8 @@ class SuperResJob:
         top, left = (unit * int(torch.randint(0, (side - t.crop) // unit + 1, ())) for side in (H, W))
         return i // t.crops_per_clip, ..., slice(top, top + t.crop), slice(left, left + t.crop)
 
-    def _low_side(self, large: Tensor, scale: int) -> Tensor:
-        """(B, 3, T, H, W) -> (B, 3, T, H / scale, W / scale) of 8 bits, each clip worn in its own way."""
+    def _low_side(self, large: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+        """(B, 3, T, H, W) -> (B, 3, T, H / scale, W / scale) of 8 bits, each worn in its own way, and `decoded`."""
         t, low = self.training, downsample(large, scale)
         kind = torch.rand(len(low)).tolist()
         through = [i for i, k in enumerate(kind) if k >= t.clean_share + t.camera_share]
@@ -124,7 +127,9 @@ class SuperResJob:
         for i, k in enumerate(kind):
             if t.clean_share <= k < t.clean_share + t.camera_share:
                 low[i] = filmed(low[i])
-        return to_8_bits(low)
+        decoded = torch.zeros(len(low), device=low.device)
+        decoded[through] = 1
+        return to_8_bits(low), decoded
 
     def notices(self, step: int, metrics: dict[str, float]) -> list[str]:
         return []
@@ -146,7 +151,7 @@ class SuperResJob:
         grain = torch.randn_like(batch.base[:, :1])  # one for all frames
         x = torch.lerp(batch.base + level * grain, batch.large, at)
         missing = batch.large - batch.base
-        off = model(x, batch.base, time, noise, batch.scale, batch.text).float() - missing
+        off = model(x, batch.base, time, noise, batch.scale, batch.decoded, batch.text).float() - missing
         error = off.square().mean((1, 2, 3, 4))
         loss = (error + FLOOR).log().mean()
         if off.shape[1] > 1:

@@ -12,7 +12,6 @@ noise at time 0, so it learns the mean of all large clips that fit, in one step.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from train import stages
@@ -33,8 +32,8 @@ def main() -> None:
     args = parser.parse_args()
     options = stages.Options(preset=args.preset, data=tuple(args.data), steps=args.steps, minutes=args.max_minutes,
                              data_weights=args.data_weights and tuple(args.data_weights), seed=args.seed)  # fmt: skip
-    training = replace(options.chain.superres_training, regression=True)
-    print(stages.train_superres(args.out, options, args.tokenizers, args.init, training=training))
+    superres = stages.SuperResOptions(tokenizers=args.tokenizers, init=args.init, regression=True)
+    print(stages.train_superres(args.out, options, superres))
 
 
 if __name__ == "__main__":

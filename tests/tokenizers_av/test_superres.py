@@ -70,7 +70,7 @@ def test_what_is_out_of_reach_does_not_count(n_blocks):
     first = head.config.reach + head.config.stride  # of the pixels that those of the first stride do not reach
     far, near = base.clone(), base.clone()
     far[:, :, :, first:], near[:, :, :, first - 2 * head.config.stride :] = 0, 0
-    made, same, other = (head(x, 0 * x, torch.zeros(1), torch.zeros(1), 4)[:, :, :, :8] for x in (base, far, near))
+    made, same, other = (head(x, 0 * x, *torch.zeros(2, 1), 4, torch.zeros(1))[:, :, :, :8] for x in (base, far, near))
     assert torch.equal(made, same) and not torch.equal(made, other)
 
 
@@ -125,7 +125,8 @@ def test_carried_state_is_what_whole_clips_see():
     generator = torch.Generator().manual_seed(7)
     x = base + 0.1 * torch.randn(1, 1, *base.shape[2:], generator=generator)
     for i in range(2):
-        velocity = (base + head(x, base, torch.tensor([i / 2]), torch.tensor([0.1]), 4) - x) / (1 - i / 2)
+        detail = head(x, base, torch.tensor([i / 2]), torch.tensor([0.1]), 4, torch.ones(1))
+        velocity = (base + detail - x) / (1 - i / 2)
         x = x + velocity / 2
     detail = x - base
     x = base + detail.sign() * (detail.abs() - 0.5 * 2 / 255).clamp(min=0)  # half a grey level is none
@@ -146,7 +147,9 @@ def test_what_comes_later_changes_nothing_and_what_came_before_does():
 
 def test_each_clip_of_a_batch_is_as_alone():
     head, video = awake(), clip(B=3)
-    assert (head.upscale(video)[1:2] - head.upscale(video[1:2])).abs().max() < 1e-5
+    for steady, near in ((False, 1e-5), (True, 5e-3)):  # flow is read off 8 bits, where rounding may fall either way
+        apart = head.upscale(video, steady=steady)[1:2] - head.upscale(video[1:2], steady=steady)
+        assert apart.abs().max() < near
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -218,23 +221,33 @@ def test_seed_and_noise_count():
         assert not torch.equal(made, other)
 
 
-def test_time_noise_level_and_scale_reach_the_network():
+def test_time_noise_level_scale_and_decoding_reach_the_network():
     x = clip(T=2, H=8, W=8).permute(0, 2, 3, 4, 1)
 
-    def made(time: float = 0.0, noise: float = 0.0, scale: int = 2, max_noise: float = 0.25) -> torch.Tensor:
+    def made(time=0.0, noise=0.0, scale=2, decoded=0.0, max_noise=0.25) -> torch.Tensor:
         head = awake(noise=0.0, max_noise=max_noise)
-        return head(x, 0 * x, torch.tensor([time]), torch.tensor([noise]), scale)
+        return head(x, 0 * x, torch.tensor([time]), torch.tensor([noise]), scale, torch.tensor([decoded]))
 
-    for other in (made(time=0.5), made(noise=0.1), made(scale=4)):
+    for other in (made(time=0.5), made(noise=0.1), made(scale=4), made(decoded=1.0)):
         assert (made() - other).abs().max() > 1e-5
     assert torch.equal(made(noise=0.125), made(noise=0.5, max_noise=1.0))  # levels are shares of the highest
     assert made(max_noise=0.0).isfinite().all()
 
 
+def test_clips_that_may_be_mended_are_told_as_decoded(monkeypatch):
+    head, told = awake(steps=2), []
+    draw = head.net.forward
+    monkeypatch.setattr(head.net, "forward", lambda *given: told.append(given[5].tolist()) or draw(*given))
+    for keep in (False, True):
+        head.upscale(clip(B=2), keep=keep)
+    n = len(told) // 2
+    assert told == [[1.0, 1.0]] * n + [[0.0, 0.0]] * n and n > 1
+
+
 def test_a_still_clip_stays_still():
     head, still = awake(), clip(T=1, H=7, W=6).expand(-1, -1, 5, -1, -1)
     x = upsample(still, 4)[..., :24, :24].permute(0, 2, 3, 4, 1)
-    whole = head(x, 0 * x, torch.zeros(1), torch.zeros(1), 4).permute(0, 4, 1, 2, 3)
+    whole = head(x, 0 * x, torch.zeros(1), torch.zeros(1), 4, torch.ones(1)).permute(0, 4, 1, 2, 3)
     for made in (whole, head.upscale(still)):
         assert made.std() > 0.1 and made.diff(dim=2).abs().max() < 1e-5
 

@@ -95,8 +95,7 @@ def test_ids_on_disk_are_those_of_the_clips(trained: Path) -> None:
 
 def test_a_regression_network_says_that_it_takes_one_step_without_noise(debug_model: Path, tmp_path: Path) -> None:
     options = stages.Options(preset="debug", steps=2, device="cpu")
-    training = replace(CHAINS["debug"].superres_training, regression=True)
-    stages.train_superres(tmp_path, options, debug_model, training=training)
+    stages.train_superres(tmp_path, options, stages.SuperResOptions(tokenizers=debug_model, regression=True))
     head = SuperRes.from_pretrained(tmp_path)
     assert head.config == superres_config("debug", steps=1, max_noise=0.0, text_size=head.config.text_size)
     small = torch.rand(1, 3, 2, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -108,9 +107,10 @@ def test_a_regression_network_says_that_it_takes_one_step_without_noise(debug_mo
 
 def test_a_regression_network_may_begin_as_a_trained_head(debug_model: Path, tmp_path: Path) -> None:
     options = stages.Options(preset="debug", steps=1, device="cpu")
-    stages.train_superres(tmp_path / "head", options, debug_model)
-    training = replace(CHAINS["debug"].superres_training, regression=True, lr=1e-9)
-    stages.train_superres(tmp_path / "regression", options, debug_model, tmp_path / "head", training)
+    superres = stages.SuperResOptions(tokenizers=debug_model)
+    stages.train_superres(tmp_path / "head", options, superres)
+    superres = replace(superres, init=tmp_path / "head", regression=True, lr=1e-9)
+    stages.train_superres(tmp_path / "regression", options, superres)
     made, head = (SuperRes.from_pretrained(tmp_path / name) for name in ("regression", "head"))
     assert made.config == replace(head.config, steps=1, max_noise=0.0)
     for name, tensor in head.state_dict().items():
@@ -120,9 +120,9 @@ def test_a_regression_network_may_begin_as_a_trained_head(debug_model: Path, tmp
 def test_the_benchmark_trains_a_regression_network_for_steps_or_minutes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked, before = [], CHAINS["debug"]
-    monkeypatch.setattr(stages, "train_superres", lambda out, options, tokenizers, init, training: asked.append(
-        (options.steps, options.minutes, options.data_weights, init, training)))  # fmt: skip
+    asked = []
+    monkeypatch.setattr(stages, "train_superres", lambda out, options, superres: asked.append(
+        (options.steps, options.minutes, options.data_weights, superres)))  # fmt: skip
     script = Path(__file__).parents[1] / "benchmarks/superres_training.py"
 
     def run(*words: str) -> None:
@@ -131,9 +131,8 @@ def test_the_benchmark_trains_a_regression_network_for_steps_or_minutes(
 
     run("--steps", "3")
     run("--max-minutes", "0.5", "--data", "playground", "playground", "--data-weights", "0.2", "0.8", "--init", "y")
-    training = replace(before.superres_training, regression=True)
-    assert asked == [(3, None, None, None, training), (None, 0.5, (0.2, 0.8), Path("y"), training)]
-    assert CHAINS["debug"] is before
+    superres = stages.SuperResOptions(tokenizers=Path("x"), regression=True)
+    assert asked == [(3, None, None, superres), (None, 0.5, (0.2, 0.8), replace(superres, init=Path("y")))]
     for words, message in (((), "one of the arguments"), (("--steps", "3", "--max-minutes", "1"), "not allowed with")):
         with pytest.raises(SystemExit):
             run(*words)
@@ -283,6 +282,7 @@ def test_a_transformer_goes_on_with_tasks_that_it_did_not_know(tmp_path: Path) -
         (["superres", "--tokenizers", "/"], "/: has no video_tokenizer"),
         (["lm", "--tokenizers", "tiny", "--preset", "base-24khz"], "codes 16000 Hz"),
         (["superres", "--tokenizers", "tiny", "--init", "/nowhere"], "/nowhere"),
+        (["superres", "--tokenizers", "tiny", "--lr", "nan"], "lr=nan: need a number above 0"),
         (["all", "--preset", "debug", "--nonsense"], "--nonsense"),
     ],
 )

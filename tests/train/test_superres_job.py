@@ -88,7 +88,7 @@ def noise_pairs(B: int, T: int) -> Pairs:
 
 def pairs_of(base: torch.Tensor, large: torch.Tensor) -> Pairs:
     """Pairs whose pixels stay where they are."""
-    return Pairs(base=base, large=large, flow=torch.zeros(*large.shape[:4], 2), scale=4)
+    return Pairs(base=base, large=large, flow=torch.zeros(*large.shape[:4], 2), scale=4, decoded=torch.zeros(len(base)))
 
 
 def test_pairs_are_crops_of_the_same_place() -> None:
@@ -110,7 +110,15 @@ def test_shares_say_how_low_sides_are_worn() -> None:
         assert torch.equal(pairs.large, clean.large) or pairs.scale == 2
         return float((pairs.base - clean.base).abs().mean()) if pairs.scale == 4 else -1.0
 
+    def decoded(**shares: float) -> list[float]:
+        return drawn(make_job(replace(CLEAN, **shares))).decoded.tolist()
+
     assert worn() == 0 and worn(half_share=1.0) == -1
+    assert set(decoded()) == set(decoded(clean_share=0.0, camera_share=1.0)) == {0}
+    assert set(decoded(clean_share=0.0)) == {1}
+    some = drawn(make_job(replace(CLEAN, clean_share=0.5)))  # two crops of each clip
+    far = (some.base - drawn(make_job()).base).abs().mean((1, 2, 3, 4)) > 1e-2
+    assert torch.equal(some.decoded, far.float()) and 0 < some.decoded.sum() < len(far)
     assert worn(clean_share=0.0, camera_share=1.0) > 1e-3 and worn(clean_share=0.0) > 1e-2
 
 
@@ -177,12 +185,13 @@ def test_low_sides_are_of_8_bits_and_each_is_of_its_own_clip() -> None:
     job.tokenizer = Negative()
     large = torch.rand(32, 3, 1, 16, 16) * 2 - 1
     low = to_8_bits(downsample(large, 4))
-    made, negative = job._low_side(large, 4), to_8_bits(-low)
+    (made, decoded), negative = job._low_side(large, 4), to_8_bits(-low)
     through = (made * low).mean((1, 2, 3, 4)) < 0
+    assert torch.equal(decoded, through.float())
     assert 8 < through.sum() < 24
     assert torch.equal(made[through], negative[through]) and torch.equal(made[~through], low[~through])
     job.training = replace(job.training, clean_share=0.0, max_flips=1.0)
-    wrong = (job._low_side(large, 4) != negative).float().mean((1, 2, 3, 4))
+    wrong = (job._low_side(large, 4)[0] != negative).float().mean((1, 2, 3, 4))
     assert wrong.max() > 0.5 and wrong.min() == 0
 
 
@@ -228,7 +237,8 @@ def test_an_error_is_steady_that_moves_along_with_what_is_seen() -> None:
         return torch.cat([x[..., 8 - by * t : 20 - by * t, :] for t in range(3)], dim=1)  # (1, 3, 8, 12, 3)
 
     def loss(error: torch.Tensor, by: int) -> float:
-        pairs = Pairs(torch.zeros(1, 3, 8, 12, 3), slide(wide, 2), torch.tensor([2.0, 0]).expand(1, 3, 8, 12, 2), 4)
+        flow = torch.tensor([2.0, 0]).expand(1, 3, 8, 12, 2)
+        pairs = Pairs(torch.zeros(1, 3, 8, 12, 3), slide(wide, 2), flow, 4, torch.zeros(1))
         return float(job.loss(Watched(pairs, error), pairs, 0.0)[0] - (error.square().mean() + FLOOR).log())
 
     assert loss(slide(errors, 2), 2) == pytest.approx(math.log(STEADY), abs=1e-3)
@@ -254,7 +264,7 @@ def test_the_network_sees_the_line_from_the_noisy_base_to_the_large_clip() -> No
     model = Watched(pairs)
     job.loss(model, pairs, 0.0)
     x, base, time, noise, *rest = model.given
-    assert base is pairs.base and rest == [pairs.scale, pairs.text]
+    assert base is pairs.base and rest == [pairs.scale, pairs.decoded, pairs.text]
     assert 0.4 < (time == 0).float().mean() < 0.6 and 0.95 < time.max() <= 1
     assert 0.95 < noise.max() / job.model.config.max_noise <= 1
     left = 1 - time.view(-1, 1, 1, 1, 1)

@@ -44,10 +44,11 @@ class SuperRes(nn.Module, HubModel):
         self.net = DetailNet(self.config)
 
     def forward(
-        self, x: Tensor, base: Tensor, time: Tensor, noise: Tensor, scale: int, text: Tensor | None = None
-    ) -> Tensor:
+        self, x: Tensor, base: Tensor, time: Tensor, noise: Tensor, scale: int, decoded: Tensor,
+        text: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Detail (B, T, sH, sW, 3) of whole clips, for training; see `DetailNet`."""
-        return self.net(x - base, base, time, noise, scale, text, Flow())
+        return self.net(x - base, base, time, noise, scale, decoded, text, Flow())
 
     def upscale(
         self, video: Tensor, scale: int = 4, *, rate: int = 1, steps: int | None = None, noise: float | None = None,
@@ -58,8 +59,9 @@ class SuperRes(nn.Module, HubModel):
 
         rate: 1, 2 or 3 times as many frames, see `frames_between`; the last given one stands for those after it. steps:
         1, 2, 4 or 8; noise: 0 (nothing is made up) to `config.max_noise`; None is the head's own setting. keep: made
-        small again, frames are what went in to one or two grey levels, and None is no noise; without it, what is wrong
-        in that may be mended. steady: frames are mixed with what moves along from the frame before, see `steadied`.
+        small again, frames are what went in to one or two grey levels, and None is no noise; without it, the video is
+        taken for one that was decoded from ids, and what is wrong in it may be mended. steady: frames are mixed with
+        what moves along from the frame before, see `steadied`.
         text: ids (1, L) or (B, L) of what is seen, -1 where there is none, for a head that was trained with text.
         window: the network sees the large frame in windows of at most so many pixels a side (or the stride), and as
         much around them as counts for what it draws in them, which is what it draws of the whole but for rounding; what
@@ -109,7 +111,7 @@ class SuperRes(nn.Module, HubModel):
                 x = base + grain
                 for i in range(steps):
                     parts = zip(windows, flows[i], strict=True)
-                    x = self._step(x, base, i, steps, parts, shelf if window else None, noise, scale, text)
+                    x = self._step(x, base, i, steps, parts, shelf if window else None, noise, scale, not keep, text)
                 x = base + F.softshrink(x - base, CORING)
                 made = x[:, :, : scale * H, : scale * W].clamp(-1, 1).permute(0, 4, 1, 2, 3)
                 if steady:
@@ -130,17 +132,17 @@ class SuperRes(nn.Module, HubModel):
 
     def _step(
         self, x: Tensor, base: Tensor, i: int, steps: int, parts: Iterable[tuple[Window, Flow]], shelf: Shelf | None,
-        noise: float, scale: int, text: Tensor | None,
+        noise: float, scale: int, decoded: bool, text: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """x (B, 1, H, W, 3) after step i of the sampler."""
-        time, level = (torch.full((len(x),), value, device=x.device) for value in (i / steps, noise))
+        time, level, told = (torch.full((len(x),), float(v), device=x.device) for v in (i / steps, noise, decoded))
         left = steps - i  # of the line; a step goes along it by 1 / steps of the velocity
         after = torch.empty_like(x)
         for place, flow in parts:
             near = base[place.seen]
             gone = (x[place.seen] - near).to(self._dtype)
             with contextlib.nullcontext() if shelf is None else shelf.lent(flow):
-                detail = self.net(gone, near.to(self._dtype), time, level, scale, text, flow)
+                detail = self.net(gone, near.to(self._dtype), time, level, scale, told, text, flow)
             flow.first = False
             here = x[place.drawn]
             after[place.drawn] = here + (base[place.drawn] + detail[place.kept] - here) / left

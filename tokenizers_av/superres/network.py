@@ -1,8 +1,9 @@
 """The network of the head: what a large frame has that the upsampled one has not.
 
 A U-Net of two resolutions made of the video tokenizer's causal blocks: 3x3 convolutions in space, causal ones in time,
-norms over the channels of one position that time, noise level, scale and text modulate. Nothing in it depends on the
-size of the frame or on what follows in time, and of frames that stand still it makes frames that stand still.
+norms over the channels of one position. These are modulated by the time, the noise level, the scale, the text and
+whether the clip was decoded from ids: of one that was, less can be believed. Nothing in the network depends on the size
+of the frame or on what follows in time, and of frames that stand still it makes frames that stand still.
 """
 # Shapes: B batch, T frames, H W height and width of the large frame, D embedding, L text ids
 
@@ -27,21 +28,22 @@ from tokenizers_av.video.layers import (
     space_to_depth,
 )
 
+N_NUMBERS = 4  # time, noise level, scale, whether the clip was decoded from ids
 N_WAVES = 6  # sines and cosines for each number that is embedded
 
 
 class Embedding(nn.Module):
-    """Time, noise level, scale and text as one vector: sines and cosines of each number, the mean of a learned vector
-    for each text id, in any order, and a small perceptron."""
+    """N_NUMBERS numbers and text as one vector: sines and cosines of each number, the mean of a learned vector for each
+    text id, in any order, and a small perceptron."""
 
     def __init__(self, dim: int, text_size: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(3 * 2 * N_WAVES, dim)
+        self.hidden = nn.Linear(N_NUMBERS * 2 * N_WAVES, dim)
         self.out = nn.Linear(dim, dim)
         self.words = nn.Parameter(torch.zeros(text_size, dim)) if text_size else None
 
     def forward(self, numbers: Tensor, text: Tensor | None = None) -> Tensor:
-        """(B, 3) float32, each in about [0, 1], and ids (B, L), -1 where there is none -> (B, D)."""
+        """(B, N_NUMBERS) float32, each in about [0, 1], and ids (B, L), -1 where there is none -> (B, D)."""
         waves = math.pi / 2 * 2.0 ** torch.arange(N_WAVES, device=numbers.device)
         angles = numbers[:, :, None] * waves
         features = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1).to(self.hidden.weight.dtype)
@@ -71,16 +73,18 @@ class DetailNet(nn.Module):
         nn.init.zeros_(self.leave.weight)
 
     def forward(
-        self, gone: Tensor, base: Tensor, time: Tensor, noise: Tensor, scale: int, text: Tensor | None, flow: Flow
-    ) -> Tensor:
+        self, gone: Tensor, base: Tensor, time: Tensor, noise: Tensor, scale: int, decoded: Tensor,
+        text: Tensor | None, flow: Flow,
+    ) -> Tensor:  # fmt: skip
         """Detail (B, T, H, W, 3), large clip - base; base (B, T, H, W, 3) is the upsampled clip.
 
         gone (B, T, H, W, 3): x - base, how far the flow has come. It is much smaller than both, so low precision keeps
-        it only if the difference is taken before. time (B,) in [0, 1], noise (B,) in [0, max_noise], scale 2 or 4, text
-        ids (B, L) or None; H and W are multiples of `config.stride`.
+        it only if the difference is taken before. time (B,) in [0, 1], noise (B,) in [0, max_noise], scale 2 or 4,
+        decoded (B,) 1 for clips that were decoded from ids, else 0, text ids (B, L) or None; H and W are multiples of
+        `config.stride`.
         """
         level = noise / self.config.max_noise if self.config.max_noise else noise
-        numbers = torch.stack([time, level, torch.full_like(time, math.log2(scale) - 1)], dim=1)
+        numbers = torch.stack([time, level, torch.full_like(time, math.log2(scale) - 1), decoded], dim=1)
         flow.code = self.embed(numbers, text)[:, None, None, None].expand(-1, base.shape[1], 1, 1, -1)
         fine = self.enter(space_to_depth(torch.cat([gone, base], dim=-1), self.config.patch))
         fine = self.fine_in(fine, flow)

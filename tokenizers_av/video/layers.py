@@ -82,7 +82,7 @@ class SpatialConv(nn.Module):
 
 
 class TemporalConv(Causal):
-    """Causal convolution over three frames as one matrix product.
+    """Causal convolution over three frames, of a clip seen as one tall image with a row for each frame.
 
     Before the first frame there are zeros, or with `hold` that frame itself: then what stands still stays still.
     """
@@ -96,7 +96,7 @@ class TemporalConv(Causal):
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         """(B, T, H, W, c_in) -> (B, T, H, W, c_out)."""
-        T = x.shape[1]
+        T, C = x.shape[1], x.shape[-1]
         if flow.tails is None or flow.first:
             before = x[:, :1] if self.hold else torch.zeros_like(x[:, :1])
             whole = torch.cat([before, before, x], dim=1)
@@ -104,17 +104,23 @@ class TemporalConv(Causal):
             whole = torch.cat([flow.tails[self], x], dim=1)
         if flow.tails is not None:
             flow.tails[self] = whole[:, T:].clone()  # a view would keep all of the chunk alive
-        return F.linear(torch.cat([whole[:, :T], whole[:, 1 : T + 1], x], dim=-1), self.weight, self.bias)
+        kernel = self.weight.view(-1, 3, 1, C).permute(0, 3, 1, 2)
+        y = F.conv2d(whole.flatten(2, 3).permute(0, 3, 1, 2), kernel, self.bias)  # views, no copies
+        return y.permute(0, 2, 3, 1).unflatten(2, x.shape[2:4])
 
 
-def channel_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """Root-mean-square norm over the channels of (..., C), in the precision of x (CUDA autocast would take float32)."""
+def channel_norm(x: Tensor) -> Tensor:
+    """Root-mean-square norm over the channels of (..., C), in the precision of x (autocast would take float32)."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps=1e-6)
+        if x.device.type != "cpu":
+            return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+        # There it is several passes over all of x, and copies of it in float32; this is two passes
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return x * torch.rsqrt(length.square() / x.shape[-1] + 1e-6).to(x.dtype)
 
 
 class ChannelNorm(nn.Module):
-    """`channel_norm` of each position."""
+    """`channel_norm` of each position, and a weight for each channel."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -122,7 +128,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> the same shape."""
-        return channel_norm(x, self.weight)
+        return channel_norm(x) * self.weight.to(x.dtype)
 
 
 class AdaptiveNorm(Causal):
@@ -150,8 +156,8 @@ class AdaptiveNorm(Causal):
             frame = torch.arange(T, device=x.device)
             modulation = modulation[:, (frame + stride - 1) // stride if flow.first else frame // stride]
         scale, shift = modulation.chunk(2, dim=-1)
-        y = channel_norm(x, self.weight).view(B, T, h, H // h, w, W // w, C)
-        return (y * (1 + scale) + shift).view(B, T, H, W, C)
+        y = channel_norm(x).view(B, T, h, H // h, w, W // w, C)
+        return torch.addcmul(shift, y, self.weight.to(x.dtype) * (1 + scale)).view(B, T, H, W, C)
 
 
 class ResidualBlock(Causal):
