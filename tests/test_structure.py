@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,12 @@ def test_public_names_exist_and_are_sorted(name: str) -> None:
     for public in module.__all__:
         assert getattr(module, public) is not None
     assert len(set(module.__all__)) == len(module.__all__)
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "tests/benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_what_benchmarks_import_is_there(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(script.parent)
+    assert runpy.run_path(str(script))["__doc__"]
 
 
 @pytest.mark.parametrize("command", ["tasks.cli", "train.cli"])

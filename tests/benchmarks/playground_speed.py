@@ -1,14 +1,14 @@
-"""How many playground clips a second can be made: `python tests/benchmarks/playground_speed.py [device]`.
+"""How many playground clips a second can be made: `python tests/benchmarks/playground_speed.py [--device cuda]`.
 
 Prints a table and, as the last line, one JSON object.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
-import sys
 import time
 
 import torch
@@ -36,7 +36,9 @@ def measure(device: str) -> dict:
 
 
 def main() -> None:
-    device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    device = parser.parse_args().device
     machine = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
     results = measure(device)
     print(f"playground, 17 frames of 64x64 and 2.125 s at 16 kHz, batch {BATCH}, {device} ({machine}), "

@@ -37,10 +37,11 @@ from tasks.model_folder import quietly
 from tokenizers_av import read_clip
 from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
 from train.checkpoint import ema_update
-from train.checkup import OVERFIT, OneClip
+from train.checkup import OneClip
 from train.data import MediaSpec, Source, open_source
 from train.evaluate.tokenizer_metrics import CodeUse, psnr
 from train.loop import LoopConfig, fit, learning_rate_factor
+from train.video_checkup import OVERFIT
 from train.video_tokenizer import VideoTokenizerJob
 from train.video_training import VideoTraining
 
