@@ -343,7 +343,7 @@ def train_lm(out: Path, options: Options, lm: LMOptions) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class SuperResOptions:
-    """What only the super-resolution head is told; None leaves what the preset says."""
+    """What only the super-resolution head is told; an `lr` of None leaves what the preset says."""
 
     tokenizers: Path  # folder of the video tokenizer whose clips it learns from, and with captions of that of text
     init: Path | None = None  # folder of a trained head to start from

@@ -5,14 +5,13 @@
 The given videos, one with sound, and two pictures go through `avpoet`, each command in a process of its own; so do
 files made of them: an upright part of odd height and width; its first frame; the first video small and repeated to so
 many frames, with the sound of the one that has it; that sound, once and as long. A line for each run: what went in,
-what was made, seconds and peak memory. Where it failed, or size, proportions, length, or the length of the sound are
-not as they should be, the line ends with why, and then the exit code is 1.
+what was made, seconds and peak memory. Where it failed, or size, proportions, length or sound are not as they should
+be, or a frame is empty, the line ends with why, and then the exit code is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,59 +20,61 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from tasks import AVPoet
 from tasks.table import TASKS
-from tokenizers_av.clip import Clip, read_clip
+from tokenizers_av.clip import Clip, MediaError, read_clip
 from tokenizers_av.media_formats import IMAGE_SUFFIXES
 
-FPS = 8.0  # of the shipped model
 PROMPT = "a red ball bounces, in neon style"
-PROMPTED = {"text_to_audio": "wav", "text_to_image": "png", "text_to_video": "mp4", "unconditional": "mp4"}  # no file
+AUDIBLE = 1e-3  # of full scale
 
 
 @dataclass
-class Source:
-    """A file and what is in it."""
+class Media:
+    """What is in a file."""
 
     path: Path
-    clip: Clip
-    name: str
+    size: tuple[int, int] | None = None  # height and width
+    n_frames: int = 0
+    fps: float = 0.0
+    sound: float = 0.0  # seconds
+    peak: float = 0.0  # of the sound
+    spread: float = 0.0  # grey levels, standard deviation of the emptiest of three frames
 
     @classmethod
-    def of(cls, path: Path, name: str = "") -> Source:
-        return cls(path, read_clip(str(path), sample_rate=None), name or path.name)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width; (0, 0) without a picture."""
-        return (0, 0) if self.clip.frames is None else (self.clip.frames.shape[1], self.clip.frames.shape[2])
+    def of(cls, path: Path) -> Media:
+        clip, media = read_clip(str(path), sample_rate=None), cls(path)
+        if clip.frames is not None:
+            media.n_frames, H, W = clip.frames.shape[:3]
+            media.size, media.fps = (H, W), clip.fps
+            media.spread = min(float(clip.frames[t].float().std()) for t in {0, media.n_frames // 2, -1})
+        if clip.samples is not None:
+            media.sound, media.peak = len(clip.samples) / clip.sample_rate, float(clip.samples.abs().max())
+        return media
 
     @property
     def seconds(self) -> float:
-        return self.clip.n_frames / self.clip.fps if self.clip.frames is not None else self.sound_seconds
-
-    @property
-    def sound_seconds(self) -> float:
-        return 0.0 if self.clip.samples is None else len(self.clip.samples) / self.clip.sample_rate
+        return self.n_frames / self.fps if self.size else self.sound
 
     def __str__(self) -> str:
-        said = [] if self.clip.frames is None else [f"{self.size[1]}x{self.size[0]}, {self.clip.n_frames} frames"]
-        return ", ".join(said + ([f"{self.sound_seconds:.3f} s of sound"] if self.sound_seconds else []))
+        seen = [f"{self.size[1]}x{self.size[0]}, {self.n_frames} frames"] if self.size else []
+        return ", ".join(seen + ([f"{self.sound:.3f} s of sound"] if self.sound else []))
 
 
 @dataclass
 class Run:
-    """A command and what should come of it; None is whatever the model makes."""
+    """A command and what should come of it."""
 
     task: str
-    source: Source | None
+    source: Media | None
     words: list[str]
+    seconds: float
+    sound: bool
     suffix: str = "mp4"
-    canvas: tuple[int, int] | None = None  # height and width whose proportions are to be kept
-    exactly: bool = False  # that very size
-    seconds: float | None = None
-    sound: bool = False
+    canvas: tuple[int, int] | None = None  # height and width whose proportions are to be kept; None: there is no such
+    exactly: bool = False  # that very size, filled up to even ones, as movies are
+    n_frames: int | None = None  # exactly; else as many as the seconds say
+    heard: bool = False  # whether the sound is that of the source
 
 
 def main() -> int:
@@ -84,78 +85,81 @@ def main() -> int:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--only", nargs="+", metavar="TASK")
     args = parser.parse_args()
-    wrong, n = 0, 0
+    wrong = 0
     with tempfile.TemporaryDirectory() as folder:
+        runs = list(all_runs(*sources(args.media, args.frames, Path(folder)), args.model))
+        assert {run.task for run in runs} == {*TASKS, "extend"}
+        if args.only:
+            runs = [run for run in runs if run.task.replace("_", "-") in [name.replace("_", "-") for name in args.only]]
         print("| task | from | made | seconds | peak MiB | |\n| --- | --- | --- | ---: | ---: | --- |", flush=True)
-        for run in runs(*sources(args.media, args.frames, Path(folder))):
-            if args.only and run.task not in [name.replace("-", "_") for name in args.only]:
-                continue
+        for run in runs:
             line, why = carried_out(run, args.model, args.speculative, Path(folder))
             print(f"{line} {why} |", flush=True)
-            wrong, n = wrong + bool(why), n + 1
-    print(f"{n} runs, {wrong} not as they should be")
-    return 1 if wrong or not n else 0
+            wrong += bool(why)
+    print(f"{len(runs)} runs, {wrong} not as they should be")
+    return 1 if wrong or not runs else 0
 
 
-def sources(media: list[Path], n_frames: int, folder: Path) -> tuple[list[Source], list[Source], list[Source]]:
+def sources(media: list[Path], n_frames: int, folder: Path) -> tuple[list[Media], list[Media], list[Media]]:
     """Videos, pictures and sounds: those given and those made of them."""
-    given = [Source.of(path) for path in media]
+    given = [Media.of(path) for path in media]
     pictures = [one for one in given if one.path.suffix.lower() in IMAGE_SUFFIXES]
-    videos = [one for one in given if one not in pictures]
-    sounding = next((one for one in videos if one.sound_seconds), None)
+    videos = [one for one in given if one.size and one not in pictures]
+    sounding = next((one for one in videos if one.sound), None)
     if sounding is None or len(pictures) < 2:
         raise SystemExit("expected at least one video with sound and two pictures")
-    frames, fps = videos[0].clip.frames, videos[0].clip.fps
-    samples, rate = sounding.clip.samples, sounding.clip.sample_rate
+    first = read_clip(str(videos[0].path), audio=False)
+    heard = read_clip(str(sounding.path), sample_rate=None, video=False)
+    frames, fps, samples, rate = first.frames, first.fps, heard.samples, heard.sample_rate
     assert frames is not None and samples is not None
     H, W = frames.shape[1:3]
-    odd = frames[:, : H - (H + 1) % 2, W // 3 : W // 3 + (H // 2 | 1)].contiguous()
+    width = min(H, W) // 2 - 1 | 1
+    upright = frames[:, : H - 1 | 1, (W - width) // 2 :][:, :, :width].contiguous()
 
-    def saved(name: str, clip: Clip) -> Source:
+    def saved(name: str, clip: Clip) -> Media:
         clip.save(folder / name)
-        return Source.of(folder / name, name)
+        return Media.of(folder / name)
 
-    videos += [saved("upright.gif", Clip(odd, fps)), saved("one.mp4", Clip(odd[:1], fps))]
-    sounds = [saved("sound.wav", Clip(None, FPS, samples, rate)), sounding]
+    videos += [saved("upright.gif", Clip(upright, fps)), saved("one.mp4", Clip(upright[:1], fps))]
+    sounds = [saved("sound.wav", Clip(None, fps, samples, rate)), sounding]
     if n_frames:
         small = frames[:, ::4, ::4]
         small = small.repeat(-(-n_frames // len(small)), 1, 1, 1)[:n_frames].contiguous()
         n = round(n_frames / fps * rate)
-        said = samples.repeat(-(-n // len(samples)))[:n].contiguous()
-        videos.append(saved("long.mp4", Clip(small, fps, said, rate)))
-        sounds.append(saved("long.wav", Clip(None, FPS, said, rate)))
+        samples = samples.repeat(-(-n // len(samples)))[:n].contiguous()
+        videos.append(saved("long.mp4", Clip(small, fps, samples, rate)))
+        sounds.append(saved("long.wav", Clip(None, fps, samples, rate)))
     return videos, pictures, sounds
 
 
-def runs(videos: list[Source], pictures: list[Source], sounds: list[Source]) -> Iterator[Run]:
+def all_runs(videos: list[Media], pictures: list[Media], sounds: list[Media], model: str) -> Iterator[Run]:
     """Every task on every file that it takes."""
-    for task, suffix in PROMPTED.items():
-        words = [] if task == "unconditional" else [PROMPT]
-        yield Run(task, None, words, suffix, sound=suffix != "png")
+    layout = AVPoet.from_pretrained(model).config.layout
+    usual = layout.n_frames / layout.fps
+    yield Run("text_to_image", None, [PROMPT], 1 / layout.fps, False, "png", n_frames=1)
+    yield Run("text_to_audio", None, [PROMPT], usual, True, "wav")
+    yield Run("text_to_video", None, [PROMPT], usual, True)
+    yield Run("unconditional", None, [], usual, True)
     for one in pictures + videos:
-        yield Run("image_to_video", one, [str(one.path)], canvas=one.size, sound=True)
+        yield Run("image_to_video", one, [str(one.path)], usual, True, canvas=one.size)
     for one, last in zip(pictures + videos, pictures[1:] + videos + pictures[:1], strict=True):
-        yield Run("frame_interpolation", one, [str(one.path), "--last", str(last.path)], canvas=one.size)
+        yield Run("frame_interpolation", one, [str(one.path), "--last", str(last.path)], usual, False, canvas=one.size)
     for one in videos:
-        path, (H, W), long = str(one.path), one.size, one.seconds
-        box = ",".join(map(str, (W // 4, H // 4, max(1, W // 2), max(1, H // 2))))
-        wide = (H, W + 2 * (W // 4))
-        sides = ["--left", str(W // 4), "--right", str(W // 4)]
-        had = bool(one.sound_seconds)
-        yield Run("frame_prediction", one, [path], canvas=one.size, sound=True)
-        yield Run("inpainting", one, [path, "--mask", box], canvas=one.size, seconds=long, sound=had)
-        yield Run("inpainting", one, [path, "--mask", box, "--keep-known"], "webm", one.size, True, long, had)
-        yield Run("outpainting", one, [path, *sides], canvas=wide, seconds=long, sound=had)
-        yield Run("stylization", one, [PROMPT, path], canvas=one.size, seconds=long)
-        yield Run("video_to_audio", one, [path], canvas=one.size, exactly=True, seconds=long, sound=True)
+        assert one.size is not None
+        path, (H, W), lasts, had = str(one.path), one.size, one.seconds, one.sound > 0
+        mask = ["--mask", f"{W // 4},{H // 4},{W // 2},{H // 2}"]
+        wide, sides = (H, W + 2 * (W // 4)), ["--left", str(W // 4), "--right", str(W // 4)]
+        yield Run("frame_prediction", one, [path], usual, True, canvas=one.size)
+        yield Run("inpainting", one, [path, *mask], lasts, had, canvas=one.size, heard=True)
+        yield Run("inpainting", one, [path, *mask, "--keep-known"], lasts, had, "webm", one.size, True, heard=True)
+        yield Run("outpainting", one, [path, *sides], lasts, had, canvas=wide, heard=True)
+        yield Run("stylization", one, [PROMPT, path], lasts, False, canvas=one.size)
+        yield Run("video_to_audio", one, [path], lasts, True, "mp4", one.size, True, one.n_frames)
         if had:
-            yield Run("audio_video_continuation", one, [path], canvas=one.size, sound=True)
-        yield Run("extend", one, [path, "--seconds", "2", "--prompt", PROMPT], canvas=one.size, seconds=long + 2)
+            yield Run("audio_video_continuation", one, [path], usual, True, canvas=one.size)
+        yield Run("extend", one, [path, "--seconds", "2", "--prompt", PROMPT], lasts + 2, True, canvas=one.size)
     for one in sounds:
-        yield Run("audio_to_video", one, [str(one.path)], seconds=one.sound_seconds, sound=True)
-    assert {row.replace("-", "_") for row in TASKS} <= {*PROMPTED, "image_to_video", "frame_interpolation",
-        "frame_prediction", "inpainting", "outpainting", "stylization", "video_to_audio", "audio_video_continuation",
-        "audio_to_video"}  # fmt: skip
+        yield Run("audio_to_video", one, [str(one.path)], one.sound, True, heard=True)
 
 
 def carried_out(run: Run, model: str, speculative: int, folder: Path) -> tuple[str, str]:
@@ -168,49 +172,55 @@ def carried_out(run: Run, model: str, speculative: int, folder: Path) -> tuple[s
         begun, peak = time.perf_counter(), 0.0
         process = subprocess.Popen([sys.executable, "-m", "tasks", *words], stdout=subprocess.DEVNULL, stderr=said)
         while process.poll() is None:
-            peak = max(peak, resident(process.pid))
+            peak = max(peak, most_resident(process.pid))
             time.sleep(0.1)
         took = time.perf_counter() - begun
         said.seek(0)
         last = (said.read().strip().splitlines() or ["?"])[-1]
     task = " ".join([run.task, *[word for word in run.words if word.startswith("--")]])
-    came = "" if run.source is None else f"{run.source.name} ({run.source})"
+    came = f"{run.source.path.name} ({run.source})" if run.source else ""
     if process.returncode:
         return f"| {task} | {came} | | {took:.0f} | {peak:.0f} |", f"exit code {process.returncode}: {last}"
-    made = Source.of(out)
-    line = f"| {task} | {came} | {made} | {took:.0f} | {peak:.0f} |"
-    return line, "; ".join(complaints(run, made))
+    try:
+        made = Media.of(out)
+    except (MediaError, OSError) as error:
+        return f"| {task} | {came} | | {took:.0f} | {peak:.0f} |", str(error)
+    return f"| {task} | {came} | {made} | {took:.0f} | {peak:.0f} |", "; ".join(complaints(run, made))
 
 
-def resident(process: int) -> float:
+def most_resident(process: int) -> float:
     """MiB, by Linux; 0 where that is not known. (What `wait4` says counts this process's own memory.)"""
     try:
-        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    except (OSError, IndexError):
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
         return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
-def complaints(run: Run, made: Source) -> Iterator[str]:
-    """What is not as it should be."""
-    (h, w), frame = made.size, 1 / FPS
-    if run.suffix != "wav" and made.clip.frames is None:
+def complaints(run: Run, made: Media) -> Iterator[str]:
+    """What is not as it should be; a frame at the model's rate either way is none."""
+    frame = 1 / made.fps if made.size else 1e-3
+    if run.suffix != "wav" and made.size is None:
         yield "no picture"
-        return
-    if run.canvas is not None:
-        H, W = run.canvas
-        if run.exactly and (h, w) != run.canvas:
+    elif made.size is not None:
+        h, w = made.size
+        H, W = run.canvas or made.size
+        if run.exactly and (h, w) != (H + H % 2, W + W % 2):
             yield f"expected {W}x{H}"
         elif abs(w - h * W / H) > 1 + W / H:  # both sides are even
             yield f"the proportions of {W}x{H} are lost"
-    if run.seconds is not None and abs(made.seconds - run.seconds) > frame:
+        if made.spread < 1:
+            yield "an empty frame"
+    if run.n_frames is not None and made.n_frames != run.n_frames:
+        yield f"expected {run.n_frames} frames"
+    elif run.suffix != "png" and abs(made.seconds - run.seconds) > frame:
         yield f"expected {run.seconds:.3f} s, {made.seconds:.3f} were made"
-    if run.sound and abs(made.sound_seconds - made.seconds) > frame:
-        yield f"{made.sound_seconds:.3f} s of sound in {made.seconds:.3f} s"
-    if made.clip.frames is not None and made.clip.frames.float().std() < 1:
-        yield "the picture is empty"
-    if made.clip.samples is not None and not torch.isfinite(made.clip.samples).all():
-        yield "the sound is not finite"
+    if run.sound != (made.sound > 0):
+        yield "expected sound" if run.sound else "expected no sound"
+    elif run.sound and abs(made.sound - made.seconds) > frame:
+        yield f"{made.sound:.3f} s of sound in {made.seconds:.3f} s"
+    if run.heard and run.source and run.source.peak > AUDIBLE and made.peak < run.source.peak / 10:
+        yield "the sound of the source is lost"
 
 
 if __name__ == "__main__":

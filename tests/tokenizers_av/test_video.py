@@ -19,7 +19,7 @@ from tokenizers_av.video import (
     nearest_n_frames,
     video_tokenizer_config,
 )
-from tokenizers_av.video.layers import Flow, ResidualBlock
+from tokenizers_av.video.layers import Flow, ResidualBlock, channel_norm, match_channels
 from train.data import MediaSpec, open_source
 
 
@@ -156,6 +156,32 @@ def test_the_decoder_is_modulated_by_the_latent_of_the_place(model: VideoTokeniz
     assert torch.equal(changed, expected)
     fresh = VideoTokenizer(model.config).decoder[-3].norm
     assert torch.allclose(fresh(x, Flow(code)), torch.nn.functional.rms_norm(x, (16,), eps=1e-6), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "dtype, off", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 0.015), (torch.float16, 0.002)]
+)
+def test_norms_are_root_mean_square_norms_in_every_precision(dtype: torch.dtype, off: float) -> None:
+    x, weight = torch.randn(50, 64, dtype=torch.float64).to(dtype), torch.rand(64) + 0.5
+    for scale in (1e-2, 1.0, 1e2):
+        given = (x * scale).requires_grad_()
+        true = given.detach().double().requires_grad_()
+        expected = torch.nn.functional.rms_norm(true, (64,), weight.double(), eps=1e-6)
+        made = channel_norm(given, weight)
+        assert made.dtype == dtype and (made.double() / expected - 1).abs().max() < off
+        made.double().square().sum().backward()
+        expected.square().sum().backward()
+        assert torch.allclose(given.grad.double(), true.grad, atol=4 * off * float(true.grad.abs().max()))
+    zero = torch.zeros(2, 64, dtype=dtype, requires_grad=True)
+    channel_norm(zero, weight).sum().backward()
+    assert torch.allclose(zero.grad.double(), (1e3 * weight.double()).expand(2, 64), rtol=0.01)
+
+
+def test_channels_are_averaged_in_groups_or_repeated() -> None:
+    x = torch.randn(2, 3, 12)
+    for n in (12, 6, 3, 1):
+        assert torch.allclose(match_channels(x, n), x.unflatten(-1, (n, 12 // n)).mean(-1))
+    assert torch.equal(match_channels(x, 24), x.repeat_interleave(2, -1))
 
 
 def test_inflation_codes_images_as_before_and_still_videos_like_the_image() -> None:

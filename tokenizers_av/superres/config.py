@@ -19,7 +19,7 @@ class SuperResConfig:
     dims: tuple[int, int] = (64, 128)  # channels at each resolution
     n_blocks: int = 3  # residual blocks at the finer resolution, on the way in and again on the way out
     n_inner_blocks: int = 8  # at the coarser resolution
-    code_dim: int = 64  # of the embedding of time, noise level, scale and text
+    code_dim: int = 64  # of the embedding of time, noise level, scale, text and whether a clip was decoded
     text_size: int = 0  # ids of the text tokenizer that it looks at; with 0 at no text
     max_noise: float = 0.15  # highest noise level it has learned, on the scale of pixels in [-1, 1]
     steps: int = 4  # of the sampler, unless asked otherwise

@@ -106,22 +106,24 @@ class TemporalConv(Causal):
         if flow.tails is not None:
             flow.tails[self] = whole[:, T:].clone()  # a view would keep all of the chunk alive
         kernel = self.weight.view(-1, 3, 1, C).permute(0, 3, 1, 2)
-        y = F.conv2d(whole.flatten(2, 3).permute(0, 3, 1, 2), kernel, self.bias)  # views, no copies
+        y = F.conv2d(whole.flatten(2, 3).permute(0, 3, 1, 2), kernel, self.bias)
         return y.permute(0, 2, 3, 1).unflatten(2, x.shape[2:4])
 
 
-def channel_norm(x: Tensor) -> Tensor:
-    """Root-mean-square norm over the channels of (..., C), in the precision of x (autocast would take float32)."""
+def channel_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Root-mean-square norm over the channels of (..., C), in the precision of x (autocast would take float32), times a
+    weight (C,) if there is one."""
     with torch.autocast(x.device.type, enabled=False):
-        if x.device.type != "cpu":
-            return F.rms_norm(x, x.shape[-1:], eps=1e-6)
-        # There it is several passes over all of x, and copies of it in float32; this is two passes
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+            return F.rms_norm(x, x.shape[-1:], None if weight is None else weight.to(x.dtype), eps=1e-6)
+        # On a CPU that would be several passes over all of x, and a copy of it in float32
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float()
-        return x * torch.rsqrt(length.square() / x.shape[-1] + 1e-6).to(x.dtype)
+        y = x * torch.rsqrt(length.square() / x.shape[-1] + 1e-6).to(x.dtype)
+        return y if weight is None else y * weight.to(x.dtype)
 
 
 class ChannelNorm(nn.Module):
-    """`channel_norm` of each position, and a weight for each channel."""
+    """`channel_norm` of each position."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -129,7 +131,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> the same shape."""
-        return channel_norm(x) * self.weight.to(x.dtype)
+        return channel_norm(x, self.weight)
 
 
 class AdaptiveNorm(Causal):
