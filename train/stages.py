@@ -371,7 +371,7 @@ def train_superres(out: Path, options: Options, superres: SuperResOptions) -> di
     parts = ("video_tokenizer", *(["text_tokenizer"] if training.captions else []))
     tokenizers = find_parts(superres.tokenizers, parts)
     text = _open_text(tokenizers) if training.captions else None
-    learned = {"steps": 1, "max_noise": 0.0} if training.regression else {}
+    learned = {"steps": 1, "noise": 0.0, "max_noise": 0.0} if training.regression else {}
     config = superres_config(chain.superres, text_size=text.vocab_size if text else 0, **learned)
     tokenizer = open_video_tokenizer(tokenizers / "video_tokenizer").float()
     train, test = options.source(augment=True), options.source("test")

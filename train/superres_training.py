@@ -13,7 +13,7 @@ class SuperResTraining:
     lr: float = 2e-3
     ema: float = 0.995
     n_frames: int = 5  # of a clip, 1 + a multiple of 4
-    steady_weight: float = 1.0  # of how the error changes along the motion, beside the error itself
+    steady_weight: float = 0.2  # of how the error changes along the motion, beside the error itself
     crop: int = 96  # height and width that is learned from, in pixels of the large frame
     crops_per_clip: int = 2  # making a clip costs more than cutting it
     half_share: float = 0.2  # of the steps that double the size; the others make it four times as large

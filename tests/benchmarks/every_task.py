@@ -153,7 +153,7 @@ def all_runs(videos: list[Media], pictures: list[Media], sounds: list[Media], mo
         yield Run("inpainting", one, [path, *mask], lasts, had, canvas=one.size, heard=True)
         yield Run("inpainting", one, [path, *mask, "--keep-known"], lasts, had, "webm", one.size, True, heard=True)
         yield Run("outpainting", one, [path, *sides], lasts, had, canvas=wide, heard=True)
-        yield Run("stylization", one, [PROMPT, path], lasts, False, canvas=one.size)
+        yield Run("stylization", one, [PROMPT, path], lasts, had, canvas=one.size, heard=True)
         yield Run("video_to_audio", one, [path], lasts, True, "mp4", one.size, True, one.n_frames)
         if had:
             yield Run("audio_video_continuation", one, [path], usual, True, canvas=one.size)

@@ -72,7 +72,7 @@ def check_sampling(config: SuperResConfig, steps: int, noise: float) -> None:
 
 SUPERRES_PRESETS: dict[str, dict[str, Any]] = {
     "debug": {"dims": (16, 16), "n_blocks": 1, "n_inner_blocks": 1, "code_dim": 8},
-    "tiny": {"steps": 2},
+    "tiny": {"steps": 2, "noise": 0.1},
     "base": {"dims": (192, 384), "n_blocks": 4, "n_inner_blocks": 16, "code_dim": 256},
 }
 
