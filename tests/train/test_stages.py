@@ -17,7 +17,7 @@ from lm import LM, LMConfig, Vocabulary, lm_config
 from tasks import SPECIAL_TOKENS, AVPoet, InputError
 from tasks.table import TASKS
 from tokenizers_av.audio import AudioTokenizer, audio_tokenizer_config
-from tokenizers_av.superres import SuperRes, superres_config
+from tokenizers_av.superres import SUPERRES_PRESETS, SuperRes, superres_config
 from tokenizers_av.text import TextTokenizer
 from tokenizers_av.video import VideoTokenizer, video_tokenizer_config
 from train import stages
@@ -105,14 +105,17 @@ def test_a_regression_network_says_that_it_takes_one_step_without_noise(debug_mo
         head.upscale(small, noise=0.1)
 
 
-def test_a_regression_network_may_begin_as_a_trained_head(debug_model: Path, tmp_path: Path) -> None:
+def test_a_regression_network_may_begin_as_a_trained_head(
+    debug_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SUPERRES_PRESETS["debug"], "noise", 0.1)  # which such a network does without
     options = stages.Options(preset="debug", steps=1, device="cpu")
     superres = stages.SuperResOptions(tokenizers=debug_model)
     stages.train_superres(tmp_path / "head", options, superres)
     superres = replace(superres, init=tmp_path / "head", regression=True, lr=1e-9)
     stages.train_superres(tmp_path / "regression", options, superres)
     made, head = (SuperRes.from_pretrained(tmp_path / name) for name in ("regression", "head"))
-    assert made.config == replace(head.config, steps=1, max_noise=0.0)
+    assert head.config.noise == 0.1 and made.config == replace(head.config, steps=1, noise=0.0, max_noise=0.0)
     for name, tensor in head.state_dict().items():
         assert torch.allclose(made.state_dict()[name], tensor, atol=1e-6), name
 
