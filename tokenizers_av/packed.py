@@ -1,4 +1,4 @@
-"""Frozen matrices in the blocked layout of oneDNN, which torch.compile uses too: the fastest products of a CPU.
+"""Frozen matrices and kernels in the blocked layout of oneDNN, which torch.compile uses too: a CPU's fastest products.
 
 Few rows are multiplied at the speed of reading the matrix, many two to three times as fast in float32 as by MKL on some
 processors. On x86 with AVX2 or better a row is rounded alike whatever stands beside it, so that what is computed in
@@ -49,6 +49,20 @@ class Packed:
         if self._pairs and len(x) == 1:
             return self.onto(x.expand(2, -1).contiguous(), other.expand(2, -1).contiguous(), how)[:1]
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, how)
+
+
+class PackedConv:
+    """x (N, I, H, W) convolved with kernel (O, I, h, w), plus bias (O,); in the layout that is best for images of
+    `shape`, with which others are convolved, too."""
+
+    def __init__(self, kernel: Tensor, bias: Tensor, padding: int, shape: torch.Size) -> None:
+        self.how = ([padding, padding], [1, 1], [1, 1], 1)  # padding, stride, dilation, groups
+        self.kernel = torch.ops.mkldnn._reorder_convolution_weight(kernel.detach(), *self.how, list(shape))
+        self.bias = bias.detach()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, I, H, W) -> (N, O, H', W'), channels last."""
+        return torch.ops.mkldnn._convolution_pointwise(x, self.kernel, self.bias, *self.how, "none", [], "")
 
 
 class _PackedWhenUsedAgain:

@@ -80,7 +80,8 @@ def parser() -> Parser:
 
 
 def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--preset", default="tiny", help="debug, tiny, base, base-24khz or large (default: tiny)")
+    presets = "debug, tiny, fast, base, base-24khz or large"
+    command.add_argument("--preset", default="tiny", help=f"{presets} (default: tiny)")
     command.add_argument("--data", nargs="+", metavar="DATA",
                          help="media files, folders of them with a metadata.jsonl of captions (default: playground)")
     command.add_argument("--data-weights", nargs="+", type=float, metavar="W",

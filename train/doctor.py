@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tokenizer", nargs="?", choices=TOKENIZERS, default=TOKENIZERS[0],
                         help=f"(default: {TOKENIZERS[0]})")  # fmt: skip
     parser.add_argument("--data", default="playground", help="playground, a media file, or a folder of media files")
-    parser.add_argument("--preset", default="tiny", help="debug, tiny, base, base-24khz or large (default: tiny)")
+    parser.add_argument("--preset", default="tiny", help="debug, tiny, fast, base, base-24khz or large (default: tiny)")
     parser.add_argument("--minutes", type=float, default=4.0, metavar="N", help="for the clip, at most (default: 4)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")
     parser.add_argument("--out", type=Path, help="keep the model and a picture in this folder")

@@ -64,6 +64,11 @@ _LARGE: dict[str, Any] = {
     "batch_size": {"video-tokenizer": 16, "audio-tokenizer": 64, "lm": 64, "superres": 64},
 }  # fmt: skip
 
+_TINY = ChainPreset(
+    spec=MediaSpec(), video="tiny", audio="tiny", lm="tiny", superres="tiny",
+    batch_size={"video-tokenizer": 16, "audio-tokenizer": 16, "lm": 32, "superres": 8}, sampling=_SAMPLING,
+)  # fmt: skip
+
 CHAINS: dict[str, ChainPreset] = {
     "debug": ChainPreset(
         spec=MediaSpec(n_frames=5, size=16), video="debug", audio="debug", lm="debug", superres="debug",
@@ -71,10 +76,8 @@ CHAINS: dict[str, ChainPreset] = {
         text_vocab=320, n_captions=200, n_clips=24, n_images=24, n_test=4,
         batch_size={"video-tokenizer": 2, "audio-tokenizer": 2, "lm": 2, "superres": 2},
     ),
-    "tiny": ChainPreset(
-        spec=MediaSpec(), video="tiny", audio="tiny", lm="tiny", superres="tiny",
-        batch_size={"video-tokenizer": 16, "audio-tokenizer": 16, "lm": 32, "superres": 8}, sampling=_SAMPLING,
-    ),
+    "tiny": _TINY,
+    "fast": replace(_TINY, video="fast"),
     "base": ChainPreset(spec=MediaSpec(size=128), video="base", audio="base", lm="300m", superres="base", **_LARGE),
     "base-24khz": ChainPreset(spec=MediaSpec(size=128, sample_rate=24000), video="base", audio="base-24khz", lm="300m",
                               superres="base", **_LARGE),

@@ -12,7 +12,7 @@ taken. Attention counts as causal, half of all pairs. Neither what gradient chec
 nor the optimizer.
 
 `decode` times the steps of one sequence (see `lm_speed`), each of which reads all weights, and tells ids a second and
-the share of the memory bandwidth: --bandwidth, or the best of several sums over 1 GiB. Compiled steps ask for
+the share of the memory bandwidth: --bandwidth, or that of sums over 1 GiB. Compiled steps ask for
 CUDA graphs.
 
 Both run anywhere: --device cpu --preset debug shows that they do. Weights and ids are random. A table goes to stdout,

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_av.video import VideoTokenizer, VideoTokenizerConfig, video_tokenizer_config
+from tokenizers_av.video import VIDEO_PRESETS, VideoTokenizer, VideoTokenizerConfig, video_tokenizer_config
 
 TOLERANCE = 0.1  # of the number of parameters
 PACKAGES = ("magvit2-pytorch", "vector-quantize-pytorch", "diffusers")
@@ -62,7 +62,8 @@ class Ours(Contestant):
     def __init__(self, config: VideoTokenizerConfig, name: str = "ours") -> None:
         super().__init__(VideoTokenizer(config))
         self.name = name
-        self.about = f"VideoTokenizer: {config.quantizer}, patch {config.patch}, widths {config.dims}"
+        patch = f"patch {config.patch} (kernel {config.patch_kernel})"
+        self.about = f"VideoTokenizer: {config.quantizer}, {patch}, widths {config.dims}"
 
     def encode(self, video: Tensor) -> Tensor:
         return self.model.encode(video)
@@ -212,13 +213,14 @@ class InWeightsPrecision(nn.Module):
 
 
 def ours_of_size(size: str, **overrides: Any) -> VideoTokenizerConfig:
-    """The config of preset `tiny` ("tiny") or of its shape with widths (w, 2w) for about `size` parameters ("35M")."""
-    if size == "tiny":
-        return video_tokenizer_config("tiny", **overrides)
+    """The config of a preset, or of the shape of `tiny` with widths (w, 2w) for about `size` parameters ("35M")."""
+    if size in VIDEO_PRESETS:
+        return video_tokenizer_config(size, **overrides)
     try:
         n_parameters = round(float(size.lower().removesuffix("m")) * (1e6 if size[-1] in "mM" else 1))
     except ValueError:
-        raise ValueError(f"params={size!r}: expected tiny, or a number such as 35M") from None
+        presets = ", ".join(VIDEO_PRESETS)
+        raise ValueError(f"params={size!r}: expected one of {presets}, or a number such as 35M") from None
 
     def config(w: int) -> VideoTokenizerConfig:
         return video_tokenizer_config("tiny", **{**overrides, "dims": (w, 2 * w)})

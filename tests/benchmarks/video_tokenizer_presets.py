@@ -57,7 +57,7 @@ def measure(preset: str, dtype: torch.dtype, threads: int, runs: int) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["tiny", "base", "large"], choices=tuple(VIDEO_PRESETS))
+    parser.add_argument("--presets", nargs="+", default=["tiny", "fast", "base", "large"], choices=tuple(VIDEO_PRESETS))
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)

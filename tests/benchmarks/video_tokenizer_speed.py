@@ -132,9 +132,9 @@ def claims(rows: list[dict[str, Any]], continuous: set[str]) -> list[dict[str, A
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--params", nargs="+", default=["tiny", "35M"], help="tiny, or a number of parameters: 35M")
+    parser.add_argument("--params", nargs="+", default=["tiny", "fast", "35M"], help="presets, or parameters: 35M")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--trials", type=int, default=2, help="runs of every mode to find the fastest")
+    parser.add_argument("--trials", type=int, default=5, help="runs of every mode to find the fastest")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -7,12 +7,13 @@
 clips of the test split. PSNR is that of ids decoded again (mean over frames, then clips), in float32. All give 5x8x8
 ids of 12 bits and run on the same threads; the clock stands still while a model is looked at.
 
-Ours is the `tiny` preset through its job and the training loop, with the settings of `avpoet-train` (overfit: of
-`avpoet-train doctor`). A peer has its own loss without a discriminator and VGG, so that all its time goes into the
-reconstruction, and AdamW as its trainer sets it; its trainer's learning rate of 1e-5 would not move in so few steps.
-Instead it gets, free of charge, the fastest of its modes (bfloat16 autocast, memory layout), the better of two learning
-rates and two weights of its auxiliary loss, each tried for a tenth of the time, our schedule, averaged weights beside
-its last ones, and of both those that reconstruct better. A table and one JSON line go to stdout, progress to stderr.
+Ours is the `tiny` preset (`ours-fast`: `fast`, a seventh smaller) through its job and the training loop, with the
+settings of `avpoet-train` (overfit: of `avpoet-train doctor`). A peer has its own loss without a discriminator and VGG,
+so that all its time goes into the reconstruction, and AdamW as its trainer sets it; its trainer's learning rate of 1e-5
+would not move in so few steps. Instead it gets, free of charge, the fastest of its modes (bfloat16 autocast, memory
+layout), the better of two learning rates and two weights of its auxiliary loss, each tried for a tenth of the time, our
+schedule, averaged weights beside its last ones, and of both those that reconstruct better. A table and one JSON line go
+to stdout, progress to stderr.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ LEARNING_RATES, AUXILIARY_WEIGHTS = (3e-4, 1e-3), (1.0, 0.1)  # what a peer may 
 TRY_SHARE = 0.1  # of the minutes, for each of them
 VALIDATION = 1_000_000  # first index of the training clips by which they are judged
 PEERS = ("magvit2-pytorch", "magvit2-pytorch-paper", "magvit2-pytorch-fsq", "vidtok")
-MODELS = ("ours-lfq", "ours-bsq", "ours-fsq", *PEERS)
+OURS = {  # preset and quantizer
+    "ours-lfq": ("tiny", "lfq"), "ours-bsq": ("tiny", "bsq"), "ours-fsq": ("tiny", "fsq"), "ours-fast": ("fast", "lfq"),
+}  # fmt: skip
+MODELS = (*OURS, *PEERS)
 
 
 @dataclass(frozen=True)
@@ -208,8 +212,9 @@ def compare(names: list[str], setting: Setting) -> list[dict[str, Any]]:
     contestants = []
     for name in names:
         torch.manual_seed(setting.seed)
-        if name.startswith("ours-"):
-            config = video_tokenizer_config("tiny", bits=BITS, quantizer=name.removeprefix("ours-"))
+        if name in OURS:
+            preset, quantizer = OURS[name]
+            config = video_tokenizer_config(preset, bits=BITS, quantizer=quantizer)
             contestants.append(Ours(config, name))
         else:
             contestants += build_peers(n_parameters, bits=BITS, size=SPEC.size, only=[name])
@@ -243,7 +248,8 @@ def main() -> None:
     equal.add_argument("--data", default="playground")
     equal.add_argument("--n", type=int, default=64, help="test clips")
     equal.add_argument("--batch-size", type=int, default=8)
-    for command, names in ((overfit, "ours-lfq,magvit2-pytorch"), (equal, "ours-lfq,ours-fsq,magvit2-pytorch")):
+    learned = "ours-lfq,ours-fsq,ours-fast,magvit2-pytorch"
+    for command, names in ((overfit, "ours-lfq,magvit2-pytorch"), (equal, learned)):
         command.add_argument("--minutes", type=float, default=5.0, help="of training for each model")
         command.add_argument("--models", type=model_names, default=model_names(names), help=", ".join(MODELS))
         command.add_argument("--threads", type=int, default=2)

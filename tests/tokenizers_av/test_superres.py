@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tokenizers_av.packed import Packed, PackedConv
 from tokenizers_av.superres import (
     RATES,
     SCALES,
@@ -25,6 +26,7 @@ from tokenizers_av.superres import (
     window_within,
 )
 from tokenizers_av.superres.windows import WINDOW, memory_of, shelf_bytes
+from tokenizers_av.video import layers
 
 
 def awake(**overrides) -> SuperRes:
@@ -72,6 +74,19 @@ def test_what_is_out_of_reach_does_not_count(n_blocks):
     far[:, :, :, first:], near[:, :, :, first - 2 * head.config.stride :] = 0, 0
     made, same, other = (head(x, 0 * x, *torch.zeros(2, 1), 4, torch.zeros(1))[:, :, :, :8] for x in (base, far, near))
     assert torch.equal(made, same) and not torch.equal(made, other)
+
+
+def test_each_kernel_is_laid_out_once_for_all_steps_and_windows(monkeypatch):
+    head, made = awake(), []
+    convs = [m for m in head.modules() if isinstance(m, layers.Conv)]
+    if not Packed.can(convs[0].weight):
+        pytest.skip("this CPU has no such layout")
+    monkeypatch.setattr(layers, "PackedConv", lambda *how: made.append(how) or PackedConv(*how))
+    head.upscale(clip(T=3), 4, steps=4, window=16)
+    assert len(made) == len(convs)
+    made.clear()
+    head.upscale(clip(T=1), 4, steps=4, window=16)
+    assert not made  # an image has no use for it
 
 
 def test_what_a_window_remembers_waits_in_a_file_without_a_name(tmp_path, monkeypatch):

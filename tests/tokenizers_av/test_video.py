@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tokenizers_av.packed import Packed
 from tokenizers_av.video import (
     VIDEO_PRESETS,
     VideoTokenizer,
@@ -19,7 +20,16 @@ from tokenizers_av.video import (
     nearest_n_frames,
     video_tokenizer_config,
 )
-from tokenizers_av.video.layers import Flow, ResidualBlock, channel_norm, match_channels
+from tokenizers_av.video.layers import (
+    FEW_POSITIONS,
+    Conv,
+    Flow,
+    ResidualBlock,
+    SpatialConv,
+    TemporalConv,
+    channel_norm,
+    match_channels,
+)
 from train.data import MediaSpec, open_source
 
 
@@ -71,7 +81,7 @@ def test_the_arithmetic_of_frames() -> None:
             law(0)
 
 
-PRESETS = ["debug", "tiny", pytest.param("base", marks=pytest.mark.slow), pytest.param("large", marks=pytest.mark.slow)]
+PRESETS = ["debug", "tiny", "fast", *(pytest.param(name, marks=pytest.mark.slow) for name in ("base", "large"))]
 
 
 @pytest.mark.parametrize("kind", ["random", "playground"])
@@ -114,6 +124,46 @@ def test_whole_clips_in_training_equal_streams(preset: str, kind: str) -> None:
     assert difference < 1e-5, float(difference)
     difference = (model.decode(output.quantized.ids) - output.video.clamp(-1, 1)).abs().max()
     assert difference <= 1e-4, float(difference)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [SpatialConv, TemporalConv])
+def test_a_kernel_laid_out_once_for_a_stream_gives_what_the_convolution_gives(kind, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    conv, other = kind(24, 40).to(dtype), kind(24, 40).to(dtype)
+    if not Packed.can(conv.weight):
+        pytest.skip("this CPU has no such layout")
+    torch.nn.init.normal_(conv.bias)
+
+    def differs(conv: Conv, flow: Flow, shape: tuple[int, ...]) -> float:
+        x = torch.randn(*shape, 24, dtype=dtype)
+        if flow.tails is not None:
+            flow.tails[conv] = torch.zeros(shape[0], 2, *shape[2:], 24, dtype=dtype)  # as whole clips begin
+        return float((conv(x, flow).float() - other(x, Flow()).float()).abs().max().detach())
+
+    other.load_state_dict(conv.state_dict())
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    stream = Flow(tails={})
+    with torch.no_grad():
+        assert differs(conv, stream, (1, 1, 8, 8)) < tolerance and not stream.kernels  # an image has no use for it
+        stream.first = False
+        assert differs(conv, stream, (2, 4, 8, 8)) < tolerance
+        kernel = stream.kernels[conv]
+        assert differs(conv, stream, (1, 1, 9, 5)) < tolerance and stream.kernels[conv] is kernel
+        torch.nn.init.normal_(conv.weight)
+        other.load_state_dict(conv.state_dict())
+        assert differs(conv, Flow(tails={}, first=False), (1, 1, 8, 8)) < 20 * tolerance  # as the weights are now
+        many = Flow(tails={}, first=False)
+        assert differs(conv, many, (1, 1, FEW_POSITIONS, 2)) < 20 * tolerance
+        with torch.autocast("cpu", torch.bfloat16):
+            differs(conv, many, (1, 1, 8, 8))
+    differs(conv, many, (1, 1, 8, 8))
+    assert not many.kernels  # many positions, autocast, gradients
+
+
+def test_the_chunk_law_holds_where_only_some_kernels_are_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenizers_av.video.layers.FEW_POSITIONS", 48)
+    test_chunk_law_any_chunking_equals_the_whole("debug", "random")
 
 
 def test_a_stream_gives_each_latent_frame_as_soon_as_its_frames_are_there(model: VideoTokenizer) -> None:
@@ -197,7 +247,15 @@ def test_inflation_codes_images_as_before_and_still_videos_like_the_image() -> N
         assert torch.allclose(model.reconstruct(still), picture.expand(-1, -1, 9, -1, -1), atol=1e-4)
 
 
-@pytest.mark.parametrize("sizes", [{}, {"dims": (16, 16, 16), "n_blocks": 2, "n_time_blocks": 2}, {"dims": (16,)}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"dims": (16, 16, 16), "n_blocks": 2, "n_time_blocks": 2},
+        {"dims": (16,)},
+        {"dims": (16,), "n_time_blocks": 0},
+    ],
+)
 def test_a_deeper_decoder_decodes_the_same_at_first(sizes: dict[str, object]) -> None:
     model = lively("debug", **sizes)
     deep = deepen(deepen(model, 2), 3)
@@ -241,16 +299,20 @@ def test_a_checkpoint_of_another_config_is_refused(model: VideoTokenizer, tmp_pa
         VideoTokenizer.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("preset, millions", [("debug", 0.049), ("tiny", 4.6), ("base", 158), ("large", 373)])
+@pytest.mark.parametrize(
+    "preset, millions", [("debug", 0.049), ("tiny", 4.6), ("fast", 4.0), ("base", 158), ("large", 373)]
+)
 def test_every_preset_builds_at_its_size(preset: str, millions: float) -> None:
-    assert set(VIDEO_PRESETS) == {"debug", "tiny", "base", "large"}
+    assert set(VIDEO_PRESETS) == {"debug", "tiny", "fast", "base", "large"}
     with torch.device("meta"):
         model = VideoTokenizer(video_tokenizer_config(preset))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)
     assert model.spatial_stride == 8 and model.temporal_stride == 4
 
 
-@pytest.mark.parametrize("overrides", [{"quantizer": "fsq"}, {"quantizer": "bsq"}, {"patch": 1}, {"dims": (8, 16, 32)}])
+@pytest.mark.parametrize(
+    "overrides", [{"quantizer": "fsq"}, {"quantizer": "bsq"}, {"patch": 1}, {"patch_kernel": 1}, {"dims": (8, 16, 32)}]
+)
 def test_other_configs_reconstruct(overrides: dict) -> None:
     model = lively("debug", **overrides)
     assert model.reconstruct(video(6)).shape == (1, 3, 6, 16, 24)
@@ -299,6 +361,8 @@ def test_bad_ids_and_streams_are_refused(model: VideoTokenizer) -> None:
         ({"dims": ()}, "at least one width"),
         ({"bits": 31}, "need 1 to 30"),
         ({"patch": 0}, "patch=0"),
+        ({"patch_kernel": 2}, "patch_kernel=2: expected 1 or 3"),
+        ({"n_time_blocks": -1}, "n_time_blocks=-1: need at least 0"),
         ({"quantizer": "vq"}, "expected one of lfq, bsq, fsq"),
     ],
 )

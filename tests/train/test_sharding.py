@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -94,9 +96,9 @@ class SplitJob(LMJob):
         return []
 
 
-def train(out: Path, *, resume: bool = False, **how: Any) -> SplitJob:
+def train(out: Path, *, resume: bool = False, compile: bool = False, **how: Any) -> SplitJob:
     job = SplitJob(**how)
-    fit(job, out, LoopConfig(steps=STEPS, log_every=1, n_evaluate=1), resume=resume, device="cpu")
+    fit(job, out, LoopConfig(steps=STEPS, log_every=1, n_evaluate=1, compile=compile), resume=resume, device="cpu")
     return job
 
 
@@ -153,6 +155,11 @@ def two_processes(folder: Path) -> None:
     found["nan"] = failure(folder / "nan", nan_at=3 if second else None)
     found["spoilt"] = failure(folder / "spoilt", stop_at=0, spoil=second)
     found["muon"] = [muon_difference(shape) for shape in SHAPES]
+    counter = CompileCounterWithBackend("aot_eager")  # no kernels are made, which takes long and is torch's part
+    torch.compile = functools.partial(torch.compile, backend=counter)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # else it would go on uncompiled
+    found["fsdp compiled"] = train(folder / "fsdp compiled", compile=True).losses
+    found["graphs"] = counter.frame_count
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -178,13 +185,14 @@ def mean(found: list[dict[str, Any]], name: str) -> list[float]:
     return [sum(both) / 2 for both in zip(*(f[name] for f in found), strict=True)]
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "fsdp compiled"])
 def test_two_processes_have_the_losses_of_one(runs, kind: str) -> None:
     _, one, found = runs
     alike = [loss for loss, task in zip(one.losses, one.kinds, strict=True) if task == one.kinds[0]]
     assert len(one.losses) == STEPS and alike[-1] < alike[0] - 0.1
     assert found[0][kind] != found[1][kind]  # each has its own sequences
     assert mean(found, kind) == pytest.approx(one.losses, abs=TOLERANCE)
+    assert kind != "fsdp compiled" or min(process["graphs"] for process in found) > 0
 
 
 def test_gradients_are_clipped_by_the_norm_of_the_whole(runs) -> None:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_av.hub import HubModel
+from tokenizers_av.packed import PackedConv
 from tokenizers_av.superres.config import SuperResConfig, check_rate, check_sampling, check_scale
 from tokenizers_av.superres.motion import frames_between, steadied
 from tokenizers_av.superres.network import DetailNet
@@ -84,6 +85,7 @@ class SuperRes(nn.Module, HubModel):
 
         The chunks (B, 3, any number of frames, H, W) in [-1, 1] follow each other in time. Raises ValueError, when the
         first frame is asked for, as `upscale` does; later for a chunk of another size, and where there are no frames.
+        The weights must not change meanwhile.
         """
         steps = self.config.steps if steps is None else steps
         if noise is None:
@@ -95,6 +97,7 @@ class SuperRes(nn.Module, HubModel):
             raise ValueError(f"window={window!r}: need a whole number of pixels, at least 1")
         windows: list[Window] = []
         flows: list[list[Flow]] = []  # of each step, in each window
+        kernels: dict[nn.Module, PackedConv] = {}
         grain: Tensor | None = None  # (B, 1, sH, sW, 3), filled up to the stride
         last: Tensor | None = None
         before: Tensor | None = None  # the last frame as the network left it
@@ -107,7 +110,7 @@ class SuperRes(nn.Module, HubModel):
                     self._check_text(text, B)
                     grain = _noise(base, seed) * noise if noise else base.new_zeros(1)
                     windows = windows_of(base.shape[2:4], window, self.config.stride, self.config.reach)
-                    flows = [[Flow(tails={}) for _ in windows] for _ in range(steps)]
+                    flows = [[Flow(tails={}, kernels=kernels) for _ in windows] for _ in range(steps)]
                 x = base + grain
                 for i in range(steps):
                     parts = zip(windows, flows[i], strict=True)

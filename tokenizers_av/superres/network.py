@@ -86,8 +86,8 @@ class DetailNet(nn.Module):
         level = noise / self.config.max_noise if self.config.max_noise else noise
         numbers = torch.stack([time, level, torch.full_like(time, math.log2(scale) - 1), decoded], dim=1)
         flow.code = self.embed(numbers, text)[:, None, None, None].expand(-1, base.shape[1], 1, 1, -1)
-        fine = self.enter(space_to_depth(torch.cat([gone, base], dim=-1), self.config.patch))
+        fine = self.enter(space_to_depth(torch.cat([gone, base], dim=-1), self.config.patch), flow)
         fine = self.fine_in(fine, flow)
         coarse = self.coarse(self.down(fine), flow)
         fine = self.fine_out(fine + self.up(coarse), flow)
-        return depth_to_space(self.leave(F.silu(self.norm(fine))), self.config.patch)
+        return depth_to_space(self.leave(F.silu(self.norm(fine)), flow), self.config.patch)

@@ -16,9 +16,10 @@ class VideoTokenizerConfig:
     quantizer: str = "lfq"  # one of QUANTIZERS
     bits: int = 12  # log2 of the codebook size; for LFQ and BSQ the number of latent channels
     patch: int = 4  # pixels folded into channels before the first convolution; 1 folds none
+    patch_kernel: int = 3  # of the encoder's first and the decoder's last convolution: 3, or 1 for each patch by itself
     dims: tuple[int, ...] = (96, 192)  # channels at 1/patch of the height and width, at half of that, ...
     n_blocks: int = 2  # residual blocks at each height and width above the latent one
-    n_time_blocks: int = 1  # residual blocks at the latent height and width, at full and at half frame rate
+    n_time_blocks: int = 1  # residual blocks at the latent height and width, at full and at half frame rate; may be 0
     n_latent_blocks: int = 2  # residual blocks at the latent height, width and frame rate
     decoder_depth: int = 1  # residual blocks of the decoder for each of the encoder
     entropy_group: int = 6  # bits whose joint entropy is kept high together (LFQ, BSQ)
@@ -31,9 +32,13 @@ class VideoTokenizerConfig:
             raise ValueError(f"bits={self.bits}: need 1 to 30")
         if not self.dims or min(self.dims) < 1:
             raise ValueError(f"dims={self.dims}: need at least one width, each at least 1")
-        for name in ("patch", "n_blocks", "n_time_blocks", "n_latent_blocks", "decoder_depth", "entropy_group"):
+        for name in ("patch", "n_blocks", "n_latent_blocks", "decoder_depth", "entropy_group"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: need at least 1")
+        if self.n_time_blocks < 0:
+            raise ValueError(f"n_time_blocks={self.n_time_blocks}: need at least 0")
+        if self.patch_kernel not in (1, 3):
+            raise ValueError(f"patch_kernel={self.patch_kernel}: expected 1 or 3")
         for wide, narrow in zip(self.dims[1:], self.dims, strict=False):
             if (4 * narrow) % wide:
                 raise ValueError(f"dims={self.dims}: 4 * {narrow} must be a multiple of {wide}")
@@ -54,6 +59,8 @@ class VideoTokenizerConfig:
 VIDEO_PRESETS: dict[str, dict[str, Any]] = {
     "debug": {"bits": 8, "dims": (16, 16), "n_blocks": 1, "n_latent_blocks": 1, "entropy_group": 4},
     "tiny": {},
+    # nearly all parameters at the latent size, where each is multiplied with the fewest positions
+    "fast": {"patch": 8, "patch_kernel": 1, "dims": (192,), "n_time_blocks": 0, "n_latent_blocks": 4},
     # the paper's codebook, compression and two published sizes (158M and 370M parameters; 2310.05737)
     "base": {"bits": 18, "patch": 2, "dims": (192, 384, 768), "n_blocks": 2, "n_time_blocks": 2, "n_latent_blocks": 6},
     "large": {"bits": 18, "patch": 2, "dims": (256, 512, 1024), "n_blocks": 4, "n_time_blocks": 3,

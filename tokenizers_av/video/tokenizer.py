@@ -54,7 +54,8 @@ class VideoTokenizer(nn.Module, HubModel):
         *outer, latent = c.dims
         code_dim = self.quantizer.dim
 
-        encoder: list[nn.Module] = [SpatialConv(3 * c.patch**2, c.dims[0])]
+        patch_layer = SpatialConv if c.patch_kernel == 3 else nn.Linear
+        encoder: list[nn.Module] = [patch_layer(3 * c.patch**2, c.dims[0])]
         for dim, next_dim in zip(outer, c.dims[1:], strict=True):
             encoder += [*(ResidualBlock(dim) for _ in range(c.n_blocks)), SpatialDown(dim, next_dim)]
         for n in (c.n_time_blocks, c.n_time_blocks):
@@ -69,7 +70,7 @@ class VideoTokenizer(nn.Module, HubModel):
         for dim, next_dim in zip(reversed(c.dims[1:]), reversed(outer), strict=True):
             n = c.n_blocks * c.decoder_depth
             decoder += [SpatialUp(dim, next_dim), *adaptive_blocks(next_dim, code_dim, n)]
-        self.decoder = CausalSequential([*decoder, ChannelNorm(c.dims[0]), SpatialConv(c.dims[0], 3 * c.patch**2)])
+        self.decoder = CausalSequential([*decoder, ChannelNorm(c.dims[0]), patch_layer(c.dims[0], 3 * c.patch**2)])
 
     @property
     def codebook_size(self) -> int:
@@ -123,6 +124,7 @@ class VideoTokenizer(nn.Module, HubModel):
         """Ids (B, 1, h, w) of each latent frame as soon as its frames are there; joined they are those of `encode`.
 
         The chunks (B, 3, any number of frames, H, W) follow each other in time; the last group is filled at their end.
+        The weights must not change meanwhile: on a CPU a copy of them may wait in the layout that is fastest.
         """
         flow = Flow(tails={})
         waiting: Tensor | None = None  # (B, 3, n, H, W) frames of the group that is not complete
@@ -147,7 +149,8 @@ class VideoTokenizer(nn.Module, HubModel):
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Video (B, 3, 1 or 4, H, W) in [-1, 1] of each latent frame; joined it is that of `decode`.
 
-        The chunks (B, any number of latent frames, h, w) follow each other in time.
+        The chunks (B, any number of latent frames, h, w) follow each other in time. The weights must not change
+        meanwhile, see `encode_stream`.
         """
         flow = Flow(tails={})
         shape: torch.Size | None = None
