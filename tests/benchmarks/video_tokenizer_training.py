@@ -7,7 +7,7 @@
 clips of the test split. PSNR is that of ids decoded again (mean over frames, then clips), in float32. All give 5x8x8
 ids of 12 bits and run on the same threads; the clock stands still while a model is looked at.
 
-Ours is the `tiny` preset (`ours-fast`: `fast`, a seventh smaller) through its job and the training loop, with the
+Ours is the `tiny` preset (`ours-fast`: `fast`, a third smaller) through its job and the training loop, with the
 settings of `avpoet-train` (overfit: of `avpoet-train doctor`). A peer has its own loss without a discriminator and VGG,
 so that all its time goes into the reconstruction, and AdamW as its trainer sets it; its trainer's learning rate of 1e-5
 would not move in so few steps. Instead it gets, free of charge, the fastest of its modes (bfloat16 autocast, memory

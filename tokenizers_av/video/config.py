@@ -60,7 +60,7 @@ VIDEO_PRESETS: dict[str, dict[str, Any]] = {
     "debug": {"bits": 8, "dims": (16, 16), "n_blocks": 1, "n_latent_blocks": 1, "entropy_group": 4},
     "tiny": {},
     # nearly all parameters at the latent size, where each is multiplied with the fewest positions
-    "fast": {"patch": 8, "patch_kernel": 1, "dims": (192,), "n_time_blocks": 0, "n_latent_blocks": 4},
+    "fast": {"patch": 8, "patch_kernel": 1, "dims": (192,), "n_time_blocks": 0, "n_latent_blocks": 3},
     # the paper's codebook, compression and two published sizes (158M and 370M parameters; 2310.05737)
     "base": {"bits": 18, "patch": 2, "dims": (192, 384, 768), "n_blocks": 2, "n_time_blocks": 2, "n_latent_blocks": 6},
     "large": {"bits": 18, "patch": 2, "dims": (256, 512, 1024), "n_blocks": 4, "n_time_blocks": 3,
