@@ -55,8 +55,9 @@ class Engine:
 
     After changing the model make a new engine: this one may read some weights as they were, others as they are.
     `compile` hands the step to torch.compile: tens of seconds at the first generation, faster after. `int8` rounds the
-    weights to 8 bits, which on a CPU halves the bytes that a step reads. Of the last generation that was begun,
-    `passes` counts the forward passes after the prefill, and `counts` how drafts fared, if there were any.
+    weights to 8 bits, which on a CPU halves the bytes that a step reads. With either, a CPU has one kernel for up to
+    four rows and another for more, which round differently. Of the last generation that was begun, `passes` counts the
+    forward passes after the prefill, and `counts` how drafts fared, if there were any.
     """
 
     def __init__(
@@ -109,9 +110,11 @@ class Engine:
         """Yield the ids of all samples as they become known, (B, k) int64 with k >= 1, forced ids included, N in all.
 
         `sampling` goes by range name ("visual", "audio_0"); "audio" stands for all of "audio_0", "audio_1", ....
-        With guidance_scale 1 the unconditional prefix is not run. `window` > 0 drafts that many places ahead of a
-        classic model and keeps what is right: fewer passes, other ids for a seed, the same distribution.
-        The same seed gives the same ids alone and in a batch.
+        With guidance_scale 1 the unconditional prefix is not run. `window` > 0 checks that many places in each pass of
+        a classic model that is not compiled, all but the last of them drafted, and keeps what is right: fewer passes,
+        other ids for a seed, the same distribution.
+        The same seed gives the same ids alone and in a batch; compiled or in 8 bits, in one of up to four rows (two
+        guided samples).
         Arguments are checked when called, before the first id is asked for; ValueError says what does not fit.
         """
         runs = self._runs(plan, sampling or {})
@@ -119,6 +122,8 @@ class Engine:
             raise ValueError(f"{len(seeds)} seeds for {len(prefix)} prefixes: give one seed per sample")
         if window < 0 or (window and self.block_size > 1):
             raise ValueError(f"window={window}: need 0, or 1 and more for a model that predicts one id at a time")
+        if window and self.compiled:
+            raise ValueError(f"window={window}: a compiled step takes one place, make an engine without compile")
         rows = prefix
         if guidance_scale != 1.0:
             if unconditional is None:

@@ -48,6 +48,7 @@ class Session:
         hidden = decoder.feed(ids, places, [data[: len(ids)] for data in cache.layers], 0, P, bias)
         cache.spread(P, which)
         self.hidden = hidden[which.to(device), -n:]
+        self.last = ids[which.to(device), -1]
         self.positions = positions[which.to(device)]
         self.bias = None if bias is None else hides[which.to(device)]  # (R, 1, 1, S): hides padding
         self.table = decoder.places(positions[0, P:-n], positions[0, P + n :])
@@ -80,10 +81,12 @@ class Session:
     def feed_window(self, ids: Tensor, first: Tensor) -> Tensor:
         """Ids (B, W) of the output places first - 1, ..., first + W - 2, a place for each sample (B,), one by one.
 
-        -> (R, W, dim), which predicts places first, .... Place -1 is the last of the prefix. Classic models only.
+        -> (R, W, dim), which predicts places first, .... Place -1 is the last of each row's own prefix, whatever id is
+        given for it. Classic models only.
         """
         copies = self.cache.n_rows // ids.shape[0]
         ids, first = ids.repeat(copies, 1), first.repeat(copies)
+        ids[:, 0] = torch.where(first == 0, self.last, ids[:, 0])
         index = self.width - 1 + first[:, None] + torch.arange(ids.shape[1], device=ids.device)  # (R, W) in the cache
         row = torch.arange(len(ids), device=ids.device)[:, None]
         places = self.decoder.places(self.positions[row, index], self.positions[row, index + 1])

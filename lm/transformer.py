@@ -33,9 +33,9 @@ class ResidualLinear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention; queries and keys are normalised with one shared weight, then rotated.
+    """Grouped-query self-attention; queries and keys are normalised, then rotated.
 
-    One weight serves both, because only the product of a query and a key weight ever reaches the scores.
+    One weight serves both norms: one kind of pass over all heads in a step, for scores that a weight each could widen.
     """
 
     def __init__(self, config: LMConfig) -> None:

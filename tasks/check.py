@@ -11,7 +11,7 @@ from tasks.errors import InputError
 MAX_PROMPT = 1000  # characters; the text tokenizer keeps the first 64 tokens
 MAX_SECONDS = 24 * 3600.0
 MAX_SEED = 2**63 - 1
-MAX_DRAFTS = 1024
+MAX_CHECKED = 1024
 MIN_SIDE, MAX_SIDE, MAX_PIXELS = 16, 1920, 1920 * 1080  # of a picture that the tokenizers shall work on
 MAX_RESULT_SIDE, MAX_RESULT_PIXELS = 16_384, 7680 * 4320  # of a picture that is made: what H.264 holds, and 8K
 
@@ -93,8 +93,8 @@ def check_sampling(
 
 
 def check_speculative(speculative: int) -> int:
-    if isinstance(speculative, bool) or not isinstance(speculative, int) or not 0 <= speculative <= MAX_DRAFTS:
-        raise InputError(f"speculative={speculative}: expected 0 (off) to {MAX_DRAFTS} drafts a pass")
+    if isinstance(speculative, bool) or not isinstance(speculative, int) or not 0 <= speculative <= MAX_CHECKED:
+        raise InputError(f"speculative={speculative}: expected 0 (off) to {MAX_CHECKED} ids checked a pass")
     return speculative
 
 

@@ -237,7 +237,7 @@ def _common(
     parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest id")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest ids; 0 is off")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest ids that sum to P; 1 is off")
-    parser.add_argument("--speculative", type=int, default=0, metavar="W", help="draft W ids a pass: fewer passes")
+    parser.add_argument("--speculative", type=int, default=0, metavar="W", help="ids checked in a pass, drafted before")
     parser.add_argument("--compile", action="store_true", help="compile the transformer: for minutes of video")
     parser.add_argument("--int8", action="store_true", help="round the weights of the transformer to 8 bits")
     if picture:
@@ -250,7 +250,7 @@ def _common(
 def _model(parser: Parser) -> None:
     parser.add_argument("--model", default="tiny", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ...; without it an accelerator if there is one")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the transformer")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the transformer and the head")
 
 
 def example(task: Task) -> str:

@@ -63,18 +63,20 @@ class Generator:
         before = self._frames_before(task, sample, n_context)
         row = self.layout.height * self.layout.width  # ids of a latent frame
         drawn = torch.empty(0, dtype=torch.int64)
-        for step in steps:
-            n_before, drawn = len(drawn), torch.cat([drawn, step[0].cpu()])
-            tick(step.shape[1])
-            for s in segments:
-                old, new = (min(n, s.stop) - s.start for n in (n_before, len(drawn)))
-                if s.name == "video" and new > 0 and new // row > max(old, 0) // row:
-                    part = replace(s, stop=s.start + new // row * row, shape=(new // row, *s.shape[1:]))
-                    video = split(drawn, (part,), self.vocab)["video"]
-                    yield TokenSample(video=video if before is None else torch.cat([before, video]))
-                elif s.name == "audio" and old < new == s.stop - s.start:
-                    yield TokenSample(audio=split(drawn, (s,), self.vocab)["audio"])
-        self._count(len(drawn))
+        try:
+            for step in steps:
+                n_before, drawn = len(drawn), torch.cat([drawn, step[0].cpu()])
+                tick(step.shape[1])
+                for s in segments:
+                    old, new = (min(n, s.stop) - s.start for n in (n_before, len(drawn)))
+                    if s.name == "video" and new > 0 and new // row > max(old, 0) // row:
+                        part = replace(s, stop=s.start + new // row * row, shape=(new // row, *s.shape[1:]))
+                        video = split(drawn, (part,), self.vocab)["video"]
+                        yield TokenSample(video=video if before is None else torch.cat([before, video]))
+                    elif s.name == "audio" and old < new == s.stop - s.start:
+                        yield TokenSample(audio=split(drawn, (s,), self.vocab)["audio"])
+        finally:  # who has all frames asks for no more
+            self._count(len(drawn))
 
     def answers(
         self, task: Task, samples: Sequence[TokenSample], options: Options, *, seeds: Sequence[int], sound: bool,

@@ -18,7 +18,8 @@ class Options:
     guidance_scale: how far to push away from what would come without the prompt, or with `negative_prompt`; where there
     is no prompt, without the sound or the silent video that something is made for; 1 is off. Where there is nothing to
     leave out, `Request.of` refuses both.
-    speculative: ids drafted ahead in each pass of the transformer, of which the right ones are kept; 0 is off.
+    speculative: ids that each pass of the transformer checks, all but the last of them drafted, of which the right ones
+    are kept; 0 is off.
     temperature, top_k, top_p: for all id ranges alike. sound: False leaves out the sound where it comes with a video.
     keep_known: give the pixels that the input has back as they were, at its own size (inpainting, outpainting).
     superres: enlarge the frames with the model's super-resolution head.

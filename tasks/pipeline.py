@@ -98,9 +98,9 @@ class AVPoet:
     ) -> AVPoet:
         """Load "tiny" (travels with the package), a folder, or a hub name of the form owner/name.
 
-        device: "cpu", "cuda", ...; None takes an accelerator if there is one. dtype of the transformer: "float32" or
-        "bfloat16"; None takes bfloat16 where the device computes in it. compile and int8: see `lm.Engine`; for many or
-        long generations, and for less memory traffic. Raises InputError for no or another model.
+        device: "cpu", "cuda", ...; None takes an accelerator if there is one. dtype of the transformer and the head:
+        "float32" or "bfloat16"; None takes bfloat16 where the device computes in it. compile and int8: see `lm.Engine`;
+        for many or long generations, and for less memory traffic. Raises InputError for no or another model.
         """
         folder = find_model(os.fspath(model))
         config = read_config(folder)
@@ -120,8 +120,14 @@ class AVPoet:
         return cls(*parts, config, superres=superres, device=device, dtype=dtype, compile=compile, int8=int8)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json, README.md and the four parts (the transformer in its `dtype`) into a folder."""
+        """Write config.json, README.md, the four parts and the head, if there is one, into a folder; the transformer
+        and the head in `dtype`.
+
+        Raises InputError where this model has no head and the folder holds one, which would be taken for its own.
+        """
         target = Path(folder)
+        if self.superres_head is None and (target / SUPERRES).exists():
+            raise InputError(f"{target / SUPERRES} is of another model, and this one has no head: remove it first")
         target.mkdir(parents=True, exist_ok=True)
         self.config.save(target)
         parts: dict[str, Any] = dict(
@@ -231,7 +237,8 @@ class AVPoet:
         of the clips the model learned from, a longer video is continued as `extend` does, a shorter one is cut.
         guidance_scale: 1 follows the model as it is, more follows the prompt closer. temperature: 0 always takes the
         likeliest id. top_k, top_p: draw from the likeliest ids only. negative_prompt: what not to show. speculative:
-        ids drafted ahead in each pass, of which the right ones are kept: fewer passes, other clips of equal kind.
+        ids that each pass checks, all but the last drafted, of which the right ones are kept: fewer passes, other clips
+        of equal kind.
         superres: frames four times as high and wide, see `superres`.
         """
         return self.generate("text_to_video", **_given(locals()))

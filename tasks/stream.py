@@ -139,8 +139,10 @@ class Stream:
         """Stream the clip itself at the model's rate, then `seconds` of what follows; see `AVPoet.extend`."""
         story, opts = extension_of(seconds, prompts, options)
         source = Source(clip, need="video")
+        if opts.superres:
+            self._head()  # raises before any work where there is none
         n_new = max(1, round(seconds * self.poet.config.layout.fps))
-        return self._finished(self._extended(source, n_new, story, opts, journal), opts, source)
+        return self._extended(source, n_new, story, opts, journal)
 
     def superres(
         self, clip: Media, scale: int = 4, *, rate: int = 1, steps: int | None = None, noise: float | None = None,
@@ -157,11 +159,14 @@ class Stream:
                         keep=not mend, text=codec.encode_text(prompt), window=window)  # fmt: skip
 
     def _finished(
-        self, parts: Iterator[Clip], opts: Options, source: Source | None, prompt: str | None = None
-    ) -> Iterator[Clip]:
-        """The parts, through the head if asked, then in the proportions of what they go on from, if anything."""
+        self, parts: Iterator[Clip], opts: Options, source: Source | None, prompt: str | None = None, *,
+        drawn: bool = True,
+    ) -> Iterator[Clip]:  # fmt: skip
+        """The parts, through the head if asked, then in the proportions of what they go on from, if anything; what is
+        not `drawn` by the model is kept as it is."""
         if opts.superres:
-            parts = enlarged(parts, self._head(), SCALE, seed=opts.seed, text=self.poet.codec.encode_text(prompt))
+            text = self.poet.codec.encode_text(prompt)
+            parts = enlarged(parts, self._head(), SCALE, seed=opts.seed, keep=not drawn, text=text)
         if source is None:
             return parts
         scale = SCALE if opts.superres else 1
@@ -239,7 +244,8 @@ class Stream:
         codec, generator = self.poet.codec, self.poet.generator
         past = Past.begin(codec, opts.sound)
         end = Ending(codec)
-        yield from end.read(source, past.track if opts.sound else None)
+        given = end.read(source, past.track if opts.sound else None)
+        yield from self._finished(given, opts, source, drawn=False)
         video = codec.encode_video(end.frames)
         past.decode(video)
         past.add_video(video)
@@ -248,7 +254,8 @@ class Stream:
             past.hear(heard)
             past.add_audio(heard)
         tick = Ticker(opts.progress, n_windows_ids(generator, len(video), n_new, opts.sound))
-        yield from continue_clip(generator, past, n_frames=n_new, story=story, options=opts, tick=tick, journal=journal)
+        new = continue_clip(generator, past, n_frames=n_new, story=story, options=opts, tick=tick, journal=journal)
+        yield from self._finished(new, opts, source, story.prompt(0.0, n_new / codec.layout.fps))
         tick.finish()
 
 

@@ -8,7 +8,7 @@ import torch
 
 from lm import LM, Engine, Plan, Prefix, Sampling, Vocabulary, lm_config
 from lm.decode import Decoder
-from lm.engine import _first_layers
+from lm.engine import _first_layers, _Passes
 from lm.session import Session
 
 
@@ -198,6 +198,8 @@ def test_wrong_requests_are_refused_at_once(model, prefix, bare, plan, vocabular
         Plan(plan.start[:0], plan.stop[:0], plan.positions[:0])
 
     ask("need 0, or 1 and more", window=-1)
+    with pytest.raises(ValueError, match="make an engine without compile"):
+        Engine(model, compile=True).stream(prefix, plan, seeds=(1, 2), window=4)
     block = other_model(vocabulary, block_size=4)
     for message, asked, options in (
         ("not one of whole blocks of 4", plan, {}),
@@ -308,6 +310,27 @@ def test_drafts_change_the_number_of_passes_only(model, prefix, bare, plan, kind
         alone, other = (Prefix([p.ids[b]], [p.positions[b]]) for p in (prefix, bare))
         again = engine.generate(alone, plan, unconditional=other, guidance_scale=2.0, seeds=[7 + b], **how)
         assert torch.equal(again[0], both[b])
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["guided", "guidance left out"])
+def test_drafts_do_not_change_the_distribution(model, prefix, bare, plan, whole, monkeypatch):
+    """Chi-square of 64 answers, 3,000 drawn one by one and 3,000 with drafts; a rule that is broken is found out."""
+    n, first = 3000, int(plan.start[1])
+    legal = torch.tensor([[first, 4], [0, 1], [first + 9, 4], [first, 4]])
+    few = Plan(legal[:, 0], legal.sum(1), plan.positions[:4])
+    given, other = (Prefix(p.ids[:1] * n, p.positions[:1] * n) for p in (prefix, bare))
+    how = {"unconditional": other, "guidance_scale": 2.5, "sampling": {"visual": Sampling(1.5, top_p=0.95)}}
+    engine = Engine(model)
+    plain = engine.generate(given, few, seeds=range(n), **how)
+    if not whole:
+        monkeypatch.setattr("lm.engine._Passes", lambda *given: _Passes(*given[:-1], 1.0))
+    drafted = engine.generate(given, few, seeds=range(n, 2 * n), window=3, **how)
+    assert engine.counts.accepted.sum() > n / 2
+    a, b = ((x[:, [0, 2, 3]] % 4 * torch.tensor([16, 4, 1])).sum(1).bincount(minlength=64) for x in (plain, drafted))
+    cells = a + b >= 20
+    chi2 = ((a - b)[cells] ** 2 / (a + b)[cells]).sum()
+    p = torch.special.gammaincc((cells.sum() - 1) / 2, chi2 / 2)
+    assert cells.sum() > 20 and (p > 1e-3 if whole else p < 1e-6), (cells.sum(), p)
 
 
 def test_streams_of_one_engine_do_not_disturb_each_other(model, prefix, plan):

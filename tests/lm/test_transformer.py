@@ -19,13 +19,23 @@ def close(a, b, tolerance=1e-5):
 @pytest.mark.parametrize("training", [False, True])  # two ways through attention
 def test_prefix_is_bidirectional_and_the_rest_causal(model, example, training):
     prefix_len, seen = torch.tensor([5, 1, 12]), torch.zeros(3, 12, 12, dtype=torch.bool)
-    for i in range(12):
-        embedding = model.embed(example.ids).detach().requires_grad_()
-        handle = model.embed.register_forward_hook(lambda *_, e=embedding: e if training else e * 1)
+    given = model.embed(example.ids).detach()
+
+    def run(embedding):
+        handle = model.embed.register_forward_hook(lambda *_: embedding)
         out = model(*example.rows(slice(None)), prefix_len)
         handle.remove()
-        (out[:, i] * torch.randn(32)).sum().backward()
-        seen[:, i] = embedding.grad.abs().amax(-1) > 0
+        return out
+
+    for i in range(12):
+        embedding = given.clone().requires_grad_(training)
+        if training:  # which inputs have a gradient
+            (run(embedding)[:, i] * torch.randn(32)).sum().backward()
+            seen[:, i] = embedding.grad.abs().amax(-1) > 0
+        else:  # which outputs change
+            embedding[:, i] += 1
+            with torch.no_grad():
+                seen[:, :, i] = (run(embedding) != run(given)).any(-1)
     i, j = torch.arange(12)[:, None], torch.arange(12)[None]
     for b, p in enumerate(prefix_len):
         assert torch.equal(seen[b], (j <= i) | ((i < p) & (j < p))), f"prefix_len {p}"

@@ -68,6 +68,11 @@ def test_the_prompt_reaches_a_head_that_looks_at_text(large, clip, monkeypatch):
     assert torch.equal(made.frames, large.superres(small, prompt="a red ball", mend=True).frames)
     assert torch.equal(large.text_to_video(["a red ball", "a cube"], superres=True)[0].frames, made.frames)
     assert not torch.equal(made.frames, plain.frames)
+    square = Clip(clip.frames[:9, :16, :16], 8.0)
+    small, made = (large.extend(square, 1.0, "a red ball", sound=False, superres=s) for s in (False, True))
+    drawn = Clip(small.frames[9:], 8.0)
+    told, untold = (large.superres(drawn, prompt=words, mend=True).frames for words in ("a red ball", None))
+    assert torch.equal(made.frames[9:], told) and not torch.equal(told, untold)
 
 
 def test_in_less_memory_it_is_the_same_picture(large, clip, monkeypatch):
@@ -128,6 +133,26 @@ def test_extend_streams_large_frames_into_a_file(large, clip, tmp_path):
     assert torch.equal(large.extend(clip, 2.0, superres=True).samples, whole.samples)
 
 
+def test_extend_keeps_the_frames_of_the_clip_and_mends_those_that_are_drawn(large, clip):
+    clip = Clip(clip.frames[:9, :16, :16], 8.0)  # of the model's size and rate
+    small, made = (large.extend(clip, 1.0, sound=False, superres=s) for s in (False, True))
+    assert torch.equal(small.frames[:9], clip.frames)
+    assert torch.equal(made.frames[:9], large.superres(clip).frames)
+    drawn = Clip(small.frames[9:], 8.0)
+    assert torch.equal(made.frames[9:], large.superres(drawn, mend=True).frames)
+    assert not torch.equal(made.frames[9:], large.superres(drawn).frames)
+
+
+def test_large_frames_are_there_before_later_windows_are_drawn(large, clip, killed_at):
+    drawn = killed_at(large, 3)
+    for parts, first in ((large.stream.extend(clip, 3.0, superres=True), 0),
+                         (large.stream.text_to_video("a red ball", seconds=4.0, superres=True), 1)):  # fmt: skip
+        drawn.clear()
+        assert next(parts).height > 3 * 16 and len(drawn) == first
+        with pytest.raises(KeyboardInterrupt):
+            join(parts)
+
+
 def test_frames_are_enlarged_as_the_model_draws_them_and_then_take_their_proportions(large, clip, monkeypatch):
     enlarge, seen = stream.enlarged, []
 
@@ -159,6 +184,15 @@ def test_a_saved_model_keeps_its_head(large, tmp_path, clip):
     large.save_pretrained(tmp_path / "again")
     again = AVPoet.from_pretrained(tmp_path / "again", dtype="float32")
     assert torch.equal(again.superres(clip).frames, large.superres(clip).frames)
+
+
+def test_a_model_without_a_head_is_not_saved_over_one_with(large, tmp_path):
+    parts = large.codec
+    alone = AVPoet(parts.video, parts.audio, parts.text, large.lm, large.config)
+    alone.save_pretrained(tmp_path / "new")
+    large.save_pretrained(tmp_path / "old")
+    with pytest.raises(InputError, match="is of another model"):
+        alone.save_pretrained(tmp_path / "old")
 
 
 def test_a_model_without_a_head_says_so(poet, clip):

@@ -187,11 +187,13 @@ def test_intervals_are_of_the_mean_and_of_differences_on_the_same_clips() -> Non
     def row(method: str, psnrs: list[float]) -> Figures:
         return Figures("clean", method, dict.fromkeys(MEASURES, psnrs))
 
-    report = UpscalingReport([row("bicubic", [20.0, 30.0, 40.0]), row("head", [21.0, 31.0, 41.0])], {"command": "x"})
+    rows = [row("bicubic", [20.0, 30.0, 40.0]), row("head", [21.0, 31.0, 41.0]), row("other", [23.0, 33.0, 43.0])]
+    report = UpscalingReport(rows, {"command": "x"}, ("other",))
     assert report.rows[1].margin("psnr") == pytest.approx(4.30265 * 10 / math.sqrt(3))  # Student's t, df 2
     head = json.loads(report.to_json())["rows"][1]
     assert head["n"] == 3 and head["psnr"]["mean"] == 31 and head["psnr"]["margin"] == pytest.approx(24.841, abs=1e-3)
     assert head["psnr"]["over_bicubic"] == {"mean": 1, "margin": 0}
+    assert head["psnr"]["over_other"] == {"mean": -2, "margin": 0} and "over_Lanczos" not in head["psnr"]
     assert "| clean | head | 31.00 ± 24.84 | " in report.markdown() and report.markdown().startswith("`x`\n")
 
 

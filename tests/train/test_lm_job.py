@@ -13,9 +13,12 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from lm import IGNORE_INDEX, LM, Vocabulary, lm_config
+from lm import IGNORE_INDEX, LM, Engine, Vocabulary, lm_config
 from lm.attention import Visibility
 from tasks import SPECIAL_TOKENS, Layout
+from tasks.generation import Generator
+from tasks.model_folder import SamplingDefaults
+from tasks.options import Options
 from tasks.sequence import TokenSample, build
 from tasks.table import TASKS
 from tokenizers_av.text import TextTokenizer
@@ -93,6 +96,25 @@ def test_padding_does_not_change_the_loss(job: LMJob) -> None:
         return float(job.loss(job.model, collate(list(sequences), 0, "text_to_video"), 0.0)[0].detach())
 
     assert total(short, long) == pytest.approx((total(short) + total(long)) / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_what_is_learned_by_heart_is_generated(job: LMJob, n: int) -> None:
+    torch.manual_seed(0)
+    model = LM(lm_config("debug", job.vocab, block_size=n))
+    mine = LMJob(model, job.text, LAYOUT, job.clips, job.images, job.held_out, batch_size=4, drop_text=0.0)
+    task, clip = TASKS["text_to_video"], job.clips.video[0].long()
+    sample = TokenSample(torch.arange(3), clip, job.clips.audio[0].long())
+    batch = collate([build(task, sample, job.vocab, LAYOUT, block_size=n)], 0, task.name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+    for _ in range(60):
+        optimizer.zero_grad()
+        mine.loss(model, batch, 0.0)[0].backward()
+        optimizer.step()
+    generator = Generator(Engine(model), job.vocab, LAYOUT, SamplingDefaults())
+    greedy = Options(temperature=0.0, guidance_scale=1.0)
+    (made,) = generator.answers(task, [sample], greedy, seeds=[0], sound=True)
+    assert torch.equal(made.video, clip) and torch.equal(made.audio, sample.audio)
 
 
 def test_a_batch_is_a_function_of_seed_step_and_rank(job: LMJob) -> None:

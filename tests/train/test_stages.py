@@ -45,6 +45,26 @@ def test_the_chain_leaves_a_model_that_makes_a_clip(trained: Path) -> None:
     assert list((trained / "video_tokenizer/train/samples").glob("*.png"))
 
 
+@pytest.mark.parametrize("how", [["--block-size", "4"], ["--visual-factors", "2"]], ids=" ".join)
+def test_a_transformer_of_blocks_or_factors_is_trained_and_makes_a_clip(
+    how: list[str], trained: Path, tmp_path: Path
+) -> None:
+    words = ["lm", "--preset", "debug", "--device", "cpu", "--tokenizers", str(trained), "--tokens",
+             str(trained / "tokens"), *how, "--steps", "2", "--out", str(tmp_path / "lm")]  # fmt: skip
+    assert main(words) == 0
+    for part in ("video_tokenizer", "audio_tokenizer", "text_tokenizer"):
+        shutil.copytree(trained / part, tmp_path / part)
+    poet = AVPoet.from_pretrained(tmp_path, device="cpu")
+    clip = poet.text_to_video("a red ball bounces", seed=0)
+    assert clip.frames.shape == (5, 16, 16, 3) and clip.samples.shape == (10_000,)
+    plain = AVPoet.from_pretrained(trained, device="cpu")
+    plain.text_to_video("a red ball bounces", seed=0)
+    passes, before = poet.generator.engine.passes, plain.generator.engine.passes
+    assert poet.lm.config.block_size == (4 if "4" in how else 1)
+    assert len(poet.lm.vocabulary["visual"].factors) == (2 if "2" in how else 1)
+    assert passes < before / 2 if "4" in how else passes == before
+
+
 def test_finished_stages_are_not_done_again(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (trained / "lm/config.json").stat().st_mtime_ns
     assert main([*CHAIN, "--out", str(trained), "--resume"]) == 0
@@ -346,3 +366,11 @@ def test_every_help_shows_an_example_that_parses(capsys: pytest.CaptureFixture[s
         example = capsys.readouterr().out.split("example:")[1].strip().splitlines()[0]
         program, *arguments = example.split()
         assert program == "avpoet-train" and parser().parse_args(arguments).command == command
+
+
+@pytest.mark.parametrize("command", ["all", "doctor"])
+def test_help_names_every_preset(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())  # lines are broken anywhere
+    *most, last = CHAINS
+    assert f"{', '.join(most)} or {last} (default: tiny)" in words

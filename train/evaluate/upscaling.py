@@ -76,6 +76,7 @@ class UpscalingReport:
 
     rows: list[Figures] = field(default_factory=list)
     conditions: dict[str, str | int | float] = field(default_factory=dict)
+    against: Sequence[str] = ()  # rows of further heads
 
     def markdown(self) -> str:
         """A table for people."""
@@ -90,18 +91,19 @@ class UpscalingReport:
     def to_json(self) -> str:
         """One line; figures that do not exist are null.
 
-        `over_bicubic` are differences from bicubic, blended where frames lie between, on the same clips. Their interval
-        is narrower than that of the figures: clips differ more than methods do.
+        `over_bicubic` are differences from bicubic, blended where frames lie between, on the same clips, `over_Lanczos`
+        from that, `over_NAME` from a further head. Their interval is narrower than that of the figures: clips differ
+        more than methods do.
         """
-        plain = {row.part: row for row in self.rows if row.method in ("bicubic", "bicubic, blend")}
+        others = {"bicubic": ("bicubic", "bicubic, blend"), "Lanczos": ("Lanczos",), **{a: (a,) for a in self.against}}
         rows = []
         for row in self.rows:
-            over = Figures(row.part, row.method, {
-                m: [a - b for a, b in zip(row.values[m], plain[row.part].values[m], strict=True)] for m in MEASURES
-            })  # fmt: skip
+            bases = {f"over_{name}": other for name, methods in others.items() for other in self.rows
+                     if other.part == row.part and other.method in methods}  # fmt: skip
+            over = {name: _difference(row, other) for name, other in bases.items()}
             rows.append({
                 "part": row.part, "method": row.method, "n": len(row.values["psnr"]),
-                **{m: {**_plain(row, m), "over_bicubic": _plain(over, m)} for m in MEASURES},
+                **{m: {**_plain(row, m), **{k: _plain(d, m) for k, d in over.items()}} for m in MEASURES},
             })  # fmt: skip
         return json.dumps({"conditions": self.conditions, "rows": rows}, ensure_ascii=False, allow_nan=False)
 
@@ -154,7 +156,13 @@ def superres_suite(
         "seed": seed, "scale": scale, "clip": f"{spec.n_frames} frames of {side}x{side} at {spec.fps:g} a second",
         "head's own setting": _named(head.config.steps, head.config.noise) + " (clean 0)",
         "threads": torch.get_num_threads(),
-    })  # fmt: skip
+    }, tuple(others))  # fmt: skip
+
+
+def _difference(row: Figures, other: Figures) -> Figures:
+    """By how much a row is above another of the same clips."""
+    pairs = {m: zip(row.values[m], other.values[m], strict=True) for m in MEASURES}
+    return Figures(row.part, row.method, {m: [a - b for a, b in both] for m, both in pairs.items()})
 
 
 def _is_playground(data: str | Sequence[str]) -> bool:
