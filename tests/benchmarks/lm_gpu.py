@@ -13,7 +13,7 @@ nor the optimizer.
 
 `decode` times the steps of one sequence (see `lm_speed`), each of which reads all weights, and tells ids a second and
 the share of the memory bandwidth: --bandwidth, or that of sums over 1 GiB. Compiled steps ask for
-CUDA graphs.
+CUDA graphs; torch says so where it does not make them, as it may for a cache that is written in place.
 
 Both run anywhere: --device cpu --preset debug shows that they do. Weights and ids are random. A table goes to stdout,
 its last line is one JSON object.

@@ -4,15 +4,17 @@ Enlarges 60 and 600 frames of 64x64 to 256x256 through `upscale_stream`, fed by 
 its own, and compares the peaks of resident memory. Weights are random. A table goes to stdout, its last line is one
 JSON object.
 
-    python tests/benchmarks/superres_memory.py --within 1.6 4 --size 270x480 --frames 3 3 [--rate 2 ...]
+    python tests/benchmarks/superres_memory.py --within 1.6 4 --size 270x480 --frames 3 [--rate 2 ...]
+    python tests/benchmarks/superres_memory.py --within 2 --size 64x64 --frames 60 600
 
-enlarges frames of that size with the shipped head by `avpoet superres --memory-gb`, to which further options are
-handed, and compares the peaks with that.
+enlarge clips of so many frames of that size with the shipped head by `avpoet superres --memory-gb`, to which further
+options are handed, and compare the peaks with that.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -50,20 +52,20 @@ def stream(preset: str, steps: int, n_frames: int, threads: int) -> dict[str, fl
     }
 
 
-def within(gigabytes: list[float], size: str, n_frames: int, more: list[str]) -> None:
-    """Enlarge one clip by 4 in processes that may hold so much, and say what they held."""
+def within(gigabytes: list[float], size: str, lengths: list[int], more: list[str]) -> None:
+    """Enlarge clips by 4 in processes that may hold so much, and say what they held."""
     from tokenizers_av.clip import Clip
 
     height, width = map(int, size.split("x"))
-    print(json.dumps({"size": size, "scale": SCALE, "frames": n_frames, "options": more, **conditions()}), flush=True)
+    print(json.dumps({"size": size, "scale": SCALE, "frames": lengths, "options": more, **conditions()}), flush=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         small = str(Path(folder, "small.mp4"))
-        pixels = [piece[0, :, :, :height, :width] for piece in frames(n_frames, max(height, width), CHUNK)]
-        video = ((torch.cat(pixels, dim=1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0)
-        Clip(frames=video.contiguous(), fps=24).save(small)
-        print(f"  {'asked GB':>9} {'held GB':>8} {'window':>7} {'seconds':>8}")
-        for asked in gigabytes:
+        print(f"  {'frames':>7} {'asked GB':>9} {'held GB':>8} {'window':>7} {'seconds':>8}")
+        for n_frames, asked in itertools.product(lengths, gigabytes):
+            pixels = [piece[0, :, :, :height, :width] for piece in frames(n_frames, max(height, width), CHUNK)]
+            video = ((torch.cat(pixels, dim=1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0)
+            Clip(frames=video.contiguous(), fps=24).save(small)
             words = ["superres", small, "--memory-gb", str(asked), "--out", str(Path(folder, "large.mp4")), *more]
             begun = time.perf_counter()
             words = [sys.executable, "-m", "tasks", *words]
@@ -74,14 +76,15 @@ def within(gigabytes: list[float], size: str, n_frames: int, more: list[str]) ->
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
             if process.returncode:
-                print(f"  {asked:>9} {said.strip().splitlines()[-1]}", flush=True)
+                print(f"  {n_frames:>7} {asked:>9} {said.strip().splitlines()[-1]}", flush=True)
                 continue
             held = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
             window = (re.findall(r"window = ([0-9]+)", said) or ["none"])[0]
             took, verdict = time.perf_counter() - begun, "pass" if held <= asked else "FAIL"
-            rows.append({"asked": asked, "held": round(held, 3), "window": window, "seconds": round(took, 1)})
-            print(f"  {asked:>9} {held:>8.2f} {window:>7} {took:>8.1f}  {verdict}", flush=True)
-    print(json.dumps({"benchmark": "superres_memory", "size": size, "frames": n_frames, "options": more, "rows": rows}))
+            rows.append({"frames": n_frames, "asked": asked, "held": round(held, 3), "window": window,
+                         "seconds": round(took, 1)})  # fmt: skip
+            print(f"  {n_frames:>7} {asked:>9} {held:>8.3f} {window:>7} {took:>8.1f}  {verdict}", flush=True)
+    print(json.dumps({"benchmark": "superres_memory", "size": size, "options": more, "rows": rows}))
 
 
 def main() -> None:
@@ -89,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="tiny", choices=sorted(SUPERRES_PRESETS))
     parser.add_argument("--steps", type=int, default=4, choices=STEPS)
-    parser.add_argument("--frames", type=int, nargs=2, default=[60, 600], metavar=("SHORT", "LONG"))
+    parser.add_argument("--frames", type=int, nargs="+", default=[60, 600], metavar="N", help="a short and a long one")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--within", type=float, nargs="+", metavar="GB", help="what `--memory-gb` is asked for")
     parser.add_argument("--size", default="270x480", metavar="HxW", help="of the frames that --within enlarges")
@@ -101,8 +104,10 @@ def main() -> None:
         print(json.dumps(stream(args.preset, args.steps, args.worker, args.threads)))
         return
     if args.within:
-        within(args.within, args.size, args.frames[0], ["--steps", str(args.steps), *more])
+        within(args.within, args.size, args.frames, ["--steps", str(args.steps), *more])
         return
+    if len(args.frames) != 2:
+        parser.error("--frames: need two lengths to compare")
     torch.set_num_threads(args.threads)
     settings = {"preset": args.preset, "dtype": "float32", "steps": args.steps, "size": SIZE, "scale": SCALE,
                 "chunk": CHUNK}  # fmt: skip

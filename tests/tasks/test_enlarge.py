@@ -235,6 +235,14 @@ def test_the_commands(large_model, debug_model, clip_file, tmp_path, capsys):
     assert main(["superres", str(clip_file), "--rate", "3", "--steps", "1", "--out", str(out), *model]) == 0
     faster = read_clip(out)
     assert (faster.n_frames, faster.fps) == (66, 3 * made.fps) and len(faster.samples) == len(made.samples)
+    folder, how = tmp_path / "frames/", ["--mend", "--noise", "0.05", "--seed", "2", "--memory-gb", "3"]
+    words = ["superres", str(clip_file), "--scale", "2", "--steps", "1", *how, "--out", f"{folder}/", *model]
+    assert main(words) == 0
+    wanted = AVPoet.from_pretrained(large_model, dtype="float32").superres(
+        clip_file, 2, steps=1, mend=True, noise=0.05, seed=2
+    )
+    drawn = [read_clip(path).frames for path in sorted(folder.glob("*.png"))]
+    assert torch.equal(torch.cat(drawn), wanted.frames)
     assert main(["generate", "text-to-image", "a ball", "--superres", "--out", str(tmp_path / "x.png"), *model]) == 0
     assert read_clip(tmp_path / "x.png").height == 64
     assert main(["info", str(large_model)]) == 0
