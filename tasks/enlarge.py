@@ -27,16 +27,17 @@ SCALE = 4  # of what the tasks make
 def enlarged(
     parts: Iterable[Clip], head: SuperRes, scale: int, *, rate: int = 1, steps: int | None = None,
     noise: float | None = None, seed: int = 0, keep: bool = False, text: Tensor | None = None,
-    window: int | None = None,
+    window: int | None = None, alone: bool = False,
 ) -> Iterator[Clip]:  # fmt: skip
     """The parts with frames `scale` times as large and `rate` times as many; sound goes by. However they are cut, the
-    frames are the same. text (n,): ids of what is seen, for a head that looks at it; see `SuperRes.upscale`."""
+    frames are the same. text (n,): ids of what is seen, for a head that looks at it; see `SuperRes.upscale`. alone: one
+    frame is all."""
     device, shown = next(head.parameters()).device, 0
     said = text[None].to(device) if text is not None and head.config.text_size else None
     stream = Pushed(
         functools.partial(
             head.upscale_stream, scale=scale, rate=rate, steps=steps, noise=noise, seed=seed, keep=keep, text=said,
-            window=window,
+            window=window, alone=alone,
         )
     )  # fmt: skip
 
@@ -69,6 +70,7 @@ def window_for(
         raise InputError(f"memory_gb={memory_gb!r}: expected a number above 0")
     height, width = source.picture_size()
     steps, weights = config.steps if steps is None else steps, 4 * n_parameters  # they are loaded in float32
+    steps = 0 if source.is_image else steps
     try:
         return window_within(config, (scale * height, scale * width), steps, dtype.itemsize, 1e9 * memory_gb, weights)
     except ValueError as error:

@@ -156,7 +156,7 @@ class Stream:
         window = window_for(head.config, source, scale, steps, self.poet.dtype, n_parameters, memory_gb)
         frames = source.windows(sample_rate=source.sample_rate or codec.sample_rate, seconds=ONE_FRAME)
         return enlarged(frames, head, scale, rate=rate, steps=steps, noise=noise, seed=check_seed(seed),
-                        keep=not mend, text=codec.encode_text(prompt), window=window)  # fmt: skip
+                        keep=not mend, text=codec.encode_text(prompt), window=window, alone=source.is_image)
 
     def _finished(
         self, parts: Iterator[Clip], opts: Options, source: Source | None, prompt: str | None = None, *,

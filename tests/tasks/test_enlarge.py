@@ -89,6 +89,10 @@ def test_in_less_memory_it_is_the_same_picture(large, clip, monkeypatch):
         away = (large.superres(clip, memory_gb=1.00001 * need).frames.int() - whole.frames.int()).abs()
         assert away.max() <= 1 and away.float().mean() < 1e-3  # grey levels
     assert seen == [None, 32]
+    one = Clip(clip.frames[:1], 8.0)  # less, and the state of no step
+    need = (memory_of(large.superres_head.config, (96, 128), 0, 4, None) + weights) / 1e9
+    assert need < needs[0] and torch.equal(large.superres(one, memory_gb=1.00001 * need).frames, whole.frames[:1])
+    assert seen[-1] is None
     with pytest.raises(InputError, match="frames of 128x96 need 0"):
         large.superres(clip, memory_gb=needs[1] * 0.99)
 

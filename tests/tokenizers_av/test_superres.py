@@ -205,6 +205,19 @@ def test_a_clip_that_shall_be_kept_is_what_it_was_when_made_small_again(scale):
     assert torch.equal(torch.cat(parts, dim=2), head.upscale(video, scale, keep=True))
 
 
+@pytest.mark.parametrize("window", [None, 16])
+def test_of_a_frame_alone_nothing_is_remembered(window, monkeypatch):
+    head, video = awake(), clip(T=2)
+    (first, _) = head.upscale_stream([video], steps=2, window=window)
+    kept, draw = [], head.net.forward
+    monkeypatch.setattr("tempfile.TemporaryFile", None)
+    monkeypatch.setattr(head.net, "forward", lambda *given: kept.append(given[-1].tails) or draw(*given))
+    assert torch.equal(head.upscale(video[:, :, :1], steps=2, window=window), first)
+    assert kept and not any(tails is not None for tails in kept)
+    with pytest.raises(ValueError, match="said to be alone"):
+        list(head.upscale_stream([video], window=window, alone=True))
+
+
 def test_frames_are_steadied_from_one_to_the_next_and_then_kept():
     head, video = awake(), clip(T=1, H=6, W=6).expand(-1, -1, 3, -1, -1) * 0.9 + clip(T=3, H=6, W=6) * 0.05
     drawn, made = head.upscale(video, steady=False).unbind(2), head.upscale(video).unbind(2)

@@ -71,7 +71,7 @@ class SuperRes(nn.Module, HubModel):
         """
         frames = self.upscale_stream(
             [video], scale, rate=rate, steps=steps, noise=noise, seed=seed, keep=keep, steady=steady, text=text,
-            window=window,
+            window=window, alone=video.ndim == 5 and video.shape[2] == 1,
         )  # fmt: skip
         return torch.cat(list(frames), dim=2)
 
@@ -79,13 +79,14 @@ class SuperRes(nn.Module, HubModel):
     def upscale_stream(
         self, chunks: Iterable[Tensor], scale: int = 4, *, rate: int = 1, steps: int | None = None,
         noise: float | None = None, seed: int = 0, keep: bool = False, steady: bool = True,
-        text: Tensor | None = None, window: int | None = None,
+        text: Tensor | None = None, window: int | None = None, alone: bool = False,
     ) -> Iterator[Tensor]:  # fmt: skip
         """Frames (B, 3, 1, scale * H, scale * W) in [-1, 1] one by one; joined they are those of `upscale`.
 
-        The chunks (B, 3, any number of frames, H, W) in [-1, 1] follow each other in time. Raises ValueError, when the
-        first frame is asked for, as `upscale` does; later for a chunk of another size, and where there are no frames.
-        The weights must not change meanwhile.
+        The chunks (B, 3, any number of frames, H, W) in [-1, 1] follow each other in time. alone: one frame is all, and
+        nothing of it is remembered. Raises ValueError, when the first frame is asked for, as `upscale` does; later for
+        a chunk of another size or a frame after the only one, and where there are no frames. The weights must not
+        change meanwhile.
         """
         steps = self.config.steps if steps is None else steps
         if noise is None:
@@ -106,15 +107,20 @@ class SuperRes(nn.Module, HubModel):
                 B, _, _, H, W = frame.shape
                 base = upsample(frame, scale).permute(0, 2, 3, 4, 1)
                 base = _fill(base, self.config.stride)
+                if last is not None and alone:
+                    raise ValueError("a second frame after one that was said to be alone")
                 if grain is None:
                     self._check_text(text, B)
                     grain = _noise(base, seed) * noise if noise else base.new_zeros(1)
                     windows = windows_of(base.shape[2:4], window, self.config.stride, self.config.reach)
-                    flows = [[Flow(tails={}, kernels=kernels) for _ in windows] for _ in range(steps)]
+                    flows = [
+                        [Flow(tails=None if alone else {}, kernels=kernels) for _ in windows] for _ in range(steps)
+                    ]
                 x = base + grain
                 for i in range(steps):
                     parts = zip(windows, flows[i], strict=True)
-                    x = self._step(x, base, i, steps, parts, shelf if window else None, noise, scale, not keep, text)
+                    waits = shelf if window and not alone else None
+                    x = self._step(x, base, i, steps, parts, waits, noise, scale, not keep, text)
                 x = base + F.softshrink(x - base, CORING)
                 made = x[:, :, : scale * H, : scale * W].clamp(-1, 1).permute(0, 4, 1, 2, 3)
                 if steady:

@@ -59,7 +59,8 @@ def window_within(
     config: SuperResConfig, size: Sequence[int], steps: int, bytes_each: int, memory: float, weights: float
 ) -> int | None:
     """The window with which one clip's large frames of `size` (H, W) are drawn in `memory` bytes, those of the model's
-    weights included; bytes_each: of the numbers that are computed with.
+    weights included; bytes_each: of the numbers that are computed with; steps: of which something is remembered, 0 for
+    a frame that is alone.
 
     None is the whole. Raises ValueError where nothing is enough, or the temporary folder has no room for what waits.
     """
@@ -80,7 +81,7 @@ def memory_of(config: SuperResConfig, size: Sequence[int], steps: int, bytes_eac
     """Bytes that a process holds at most while it draws frames of `size` (H, W), its weights aside."""
     seen = size
     if window is not None:
-        steps, seen = 1, [min(n, window + 2 * config.reach) for n in size]
+        steps, seen = min(steps, 1), [min(n, window + 2 * config.reach) for n in size]
     numbers = _tails(config) * steps + WORK * config.dims[0] / config.patch**2
     return PROCESS_BYTES + FRAME_BYTES * math.prod(size) + SPARE * bytes_each * math.prod(seen) * numbers
 
