@@ -35,7 +35,7 @@ class ResidualLinear(nn.Linear):
 class Attention(nn.Module):
     """Grouped-query self-attention; queries and keys are normalised, then rotated.
 
-    One weight serves both norms: one kind of pass over all heads in a step, for scores that a weight each could widen.
+    One weight serves both norms, so that a step norms all heads at once; a weight for each could express more scores.
     """
 
     def __init__(self, config: LMConfig) -> None:

@@ -237,7 +237,8 @@ def _common(
     parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest id")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest ids; 0 is off")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest ids that sum to P; 1 is off")
-    parser.add_argument("--speculative", type=int, default=0, metavar="W", help="ids checked in a pass, drafted before")
+    parser.add_argument("--speculative", type=int, default=0, metavar="W",
+                        help="draft ids and check W of them in a pass: fewer passes")  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="compile the transformer: for minutes of video")
     parser.add_argument("--int8", action="store_true", help="round the weights of the transformer to 8 bits")
     if picture:

@@ -319,7 +319,7 @@ def test_drafts_do_not_change_the_distribution(model, prefix, bare, plan, whole,
     legal = torch.tensor([[first, 4], [0, 1], [first + 9, 4], [first, 4]])
     few = Plan(legal[:, 0], legal.sum(1), plan.positions[:4])
     given, other = (Prefix(p.ids[:1] * n, p.positions[:1] * n) for p in (prefix, bare))
-    how = {"unconditional": other, "guidance_scale": 2.5, "sampling": {"visual": Sampling(1.5, top_p=0.95)}}
+    how = {"unconditional": other, "guidance_scale": 4.0, "sampling": {"visual": Sampling(1.5, top_p=0.95)}}
     engine = Engine(model)
     plain = engine.generate(given, few, seeds=range(n), **how)
     if not whole:
