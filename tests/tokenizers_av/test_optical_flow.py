@@ -46,13 +46,12 @@ def test_flow_lies_on_its_frame_and_leads_there():
         assert float(error.mean()) < 0.6, error.mean()  # 0.38 at most; flow that lies on the frame before: 1.1
 
 
-def test_flow_of_large_frames_is_found_in_smaller_ones(monkeypatch):
+def test_flow_of_large_frames_is_found_in_smaller_ones():
     small = moving_patch(2)
     large = small.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
-    monkeypatch.setattr(optical_flow, "MAX_PIXELS", 64 * 64)
-    found = dis_flow(large)[1, 4 * 13 : 4 * 35, 4 * 15 : 4 * 37]
+    found = dis_flow(large, 64 * 64)[1, 4 * 13 : 4 * 35, 4 * 15 : 4 * 37]
     assert float((found - torch.tensor([20.0, 12.0])).norm(dim=-1).mean()) < 4 * 0.6
-    scales = {n: optical_flow._finest_scale(n) for n in (1, 64 * 64, 64 * 65, 4 * 64 * 64, 256 * 256)}
+    scales = {n: optical_flow._finest_scale(n, 64 * 64) for n in (1, 64 * 64, 64 * 65, 4 * 64 * 64, 256 * 256)}
     assert list(scales.values()) == [0, 0, 1, 1, 2]
 
 

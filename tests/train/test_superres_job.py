@@ -19,7 +19,7 @@ from train.data import MediaBatch, MediaSpec, open_source
 from train.degrade import to_8_bits
 from train.evaluate.tokenizer_metrics import psnr
 from train.loop import LoopConfig, fit
-from train.superres import FLOOR, STEADY, Pairs, SuperResJob
+from train.superres import FLOOR, STEADY, Pairs, SuperResJob, _flow
 from train.superres_training import SuperResTraining
 
 CLEAN = SuperResTraining(
@@ -244,6 +244,16 @@ def test_an_error_is_steady_that_moves_along_with_what_is_seen() -> None:
 
     assert loss(slide(errors, 2), 2) == pytest.approx(math.log(STEADY), abs=1e-3)
     assert loss(slide(errors, 0), 0) > math.log(0.2) and loss(slide(errors, 1), 1) > math.log(0.2)
+
+
+def test_the_flow_of_files_leads_to_where_things_were() -> None:
+    torch.manual_seed(0)
+    coarse = torch.rand(1, 3, 16, 20) * 2 - 1
+    wide = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bicubic").clamp(-1, 1)[0]
+    video = torch.stack([wide[:, :, 16 - 4 * t :][:, :, :64] for t in range(3)], dim=1)  # to the right, 4 pixels each
+    found = _flow(MediaBatch(video=video[None], audio=None), MediaSpec(n_frames=3, size=64))[0, :, 8:-8, 12:-12]
+    assert not found[0].any()
+    assert (found[1:] - torch.tensor([4.0, 0.0])).norm(dim=-1).mean() < 0.5, found[1:].mean((0, 1, 2))
 
 
 def test_a_change_counts_only_where_the_pixel_was_seen_before() -> None:
