@@ -89,24 +89,34 @@ def test_every_way_is_measured_on_both_parts(poet: AVPoet, capsys: pytest.Captur
     assert "2/2" in capsys.readouterr().err
 
 
-def test_frames_between_are_measured_beside_plain_interpolation(poet: AVPoet, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("part", "rate"), [("between", 2), ("thirds", 3)])
+def test_frames_between_are_measured_beside_plain_interpolation(
+    poet: AVPoet, monkeypatch: pytest.MonkeyPatch, part: str, rate: int
+) -> None:
     monkeypatch.setattr(upscaling, "_small", lambda poet, truth, scale, decoded: small_of(truth, scale))
-    of = means(superres_suite(poet, 1, scale=2, only=["between"], progress=False))
-    ways = ["truth", "bicubic, blend", "bicubic, optical flow", "head, blend", "head, rate 2"]
-    assert list(of) == [("between", way) for way in ways]
-    assert of["between", "truth"].psnr == 100 and of["between", "truth"].kept is None
-    video = Playground("test").batch([0], MediaSpec(17, 32, 16.0), audio=False).video
+    of = means(superres_suite(poet, 1, scale=2, only=[part], progress=False))
+    ways = ["truth", "bicubic, blend", "bicubic, optical flow", "head, blend", f"head, rate {rate}"]
+    assert list(of) == [(part, way) for way in ways]
+    assert of[part, "truth"].psnr == 100 and of[part, "truth"].kept is None
+    video = Playground("test").batch([0], MediaSpec(1 + 8 * rate, 32, 8.0 * rate), audio=False).video
     assert video is not None
     truth = generation.to_frames(video)
-    large = upsample(small_of(truth[:, ::2], 2), 2)
-    noisy = poet.superres_head.upscale(small_of(truth[:, ::2], 2), 2, steps=4, noise=0.1, seed=0)  # its own noise
-    for way, frames in (
-        ("bicubic, blend", (large[:, :, 1:] + large[:, :, :-1]) / 2), ("bicubic, optical flow", in_between(large, 2)),
-        ("head, blend", (noisy[:, :, 1:] + noisy[:, :, :-1]) / 2), ("head, rate 2", in_between(noisy, 2)),
+    large = upsample(small_of(truth[:, ::rate], 2), 2)
+    noisy = poet.superres_head.upscale(small_of(truth[:, ::rate], 2), 2, steps=4, noise=0.1, seed=0)  # its own noise
+    between = [(t, k) for t in range(8) for k in range(1, rate)]  # k of rate from frame t to the next
+    for way, made in (
+        ("bicubic, blend", blend(large, between, rate)), ("head, blend", blend(noisy, between, rate)),
+        ("bicubic, optical flow", torch.stack([in_between(large, rate)[:, :, rate * t + k] for t, k in between], 2)),
+        (f"head, rate {rate}", torch.stack([in_between(noisy, rate)[:, :, rate * t + k] for t, k in between], 2)),
     ):  # fmt: skip
-        made = generation.to_frames(frames[:, :, 1::2] if frames.shape[2] == 17 else frames)
-        by_hand = psnr(generation.to_unit(made), generation.to_unit(truth[:, 1::2]))
-        assert of["between", way].psnr == pytest.approx(float(by_hand), abs=2e-3), way
+        wanted = torch.stack([truth[:, rate * t + k] for t, k in between], dim=1)
+        by_hand = psnr(generation.to_unit(generation.to_frames(made)), generation.to_unit(wanted))
+        assert of[part, way].psnr == pytest.approx(float(by_hand), abs=2e-3), way
+
+
+def blend(video: Tensor, between: list[tuple[int, int]], rate: int) -> Tensor:
+    frames = [((rate - k) * video[:, :, t] + k * video[:, :, t + 1]) / rate for t, k in between]
+    return torch.stack(frames, dim=2)
 
 
 def small_of(truth: Tensor, scale: int) -> Tensor:
@@ -249,6 +259,7 @@ def test_wrong_requests_are_told_before_any_work(
         ({"n": 1, "only": ["colour"]}, "expected some of clean, decoded"),
         ({"n": 1, "data": str(tmp_path / "no")}, "no such folder"),
         ({"n": 1, "only": ["between"], "data": str(tmp_path)}, "between: only of the playground"),
+        ({"n": 1, "only": ["thirds"], "data": str(tmp_path)}, "exactly 3 times"),
     ):
         with pytest.raises(InputError, match=message):
             superres_suite(poet, **values)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n", type=int, default=100, help="clips for each part (default: 100)")
     parser.add_argument("--only", metavar="PART,...", help="reconstruction, sound_reconstruction, long_video, or tasks "
-                        "such as text_to_video; superres: clean, decoded, between (default: all)")  # fmt: skip
+                        "such as text_to_video; superres: clean, decoded, between, thirds (default: all)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the clips and of the drawing of ids (default: 0)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: an accelerator if there is one)")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the table here, and the JSON beside it")

@@ -1,9 +1,9 @@
 """The super-resolution suite: small clips made large by plain resampling and by a head, beside the true large clips.
 
 The small clips are the true ones made small, as they are ("clean") and through the model's video tokenizer and back
-("decoded"), which is what a head is for. "between" are the frames of twice the rate that lie between the decoded ones,
-by `rate` and by plain interpolation. All clips are of the test split, and 8-bit frames wherever a file would
-be. Clips go through one at a time: seconds are those that somebody waits for one clip.
+("decoded"), which is what a head is for. "between" and "thirds" are the frames of two and three times the rate that lie
+between the decoded ones, by `rate` and by plain interpolation. All clips are of the test split, and 8-bit frames
+wherever a file would be. Clips go through one at a time: seconds are those that somebody waits for one clip.
 """
 # Shapes: T frames, H W height and width of the large frames, h w of the small ones
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tasks.pipeline import AVPoet
     from tokenizers_av.superres import SuperRes
 
-PARTS = ("clean", "decoded", "between")
+PARTS = {"clean": 1, "decoded": 1, "between": 2, "thirds": 3}  # name -> frames that are made of one
 MEASURES = {  # name -> what the column is called
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
@@ -49,8 +49,8 @@ LEGEND = (
     "Mean over clips ± half the 95 % interval; ↓ less is better. Detail: energy beyond what small frames can hold over "
     "that of the true clip, 1 is right, less is blur, more is noise; off: how many doublings from 1. Flicker: change "
     "along the true motion, the true clip's own is right. Kept: how far the large clip, made small again, is from the "
-    "small one. Flicker and kept in grey levels of 255. Truth: the true large clip itself. Between: clips at twice the "
-    "rate of which every second frame is given; all but flicker is of the others."
+    "small one. Flicker and kept in grey levels of 255. Truth: that clip itself. Between, thirds: clips at two "
+    "and three times the rate of which every second and third frame is given; all but flicker is of the others."
 )
 
 Enlarge = Callable[[Tensor, int, str], Tensor]  # (1, 3, T, h, w) in [-1, 1], seed, caption -> the same, large
@@ -61,7 +61,7 @@ Tell = Callable[[str], Tensor | None]  # a caption -> ids (n,)
 class Figures:
     """What one way to enlarge scores on each clip."""
 
-    part: str  # one of PARTS
+    part: str  # of PARTS
     method: str
     values: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in MEASURES})
 
@@ -129,28 +129,28 @@ def superres_suite(
     layout, side = poet.config.layout, scale * poet.config.size[0]
     spec = MediaSpec(layout.n_frames, side, layout.fps, poet.codec.sample_rate)
     others = {name: other.to(poet.device, poet.dtype).eval() for name, other in (against or {}).items()}
-    parts = [p for p in PARTS if (p in only if only is not None else p != "between" or _is_playground(data))]
+    parts = [p for p, rate in PARTS.items() if (p in only if only is not None else rate == 1 or _is_playground(data))]
     tell = poet.codec.encode_text if _is_playground(data) else None  # other data need not have captions
-    ways = {part: _between(head, scale) if part == "between" else
+    ways = {part: _between(head, scale, PARTS[part]) if PARTS[part] > 1 else
             _rows(head, scale, others, tell, keep=part == "clean") for part in parts}  # fmt: skip
     for way in ways[parts[0]].values():  # what is prepared once is no clip's time
         way(torch.zeros(1, 3, 2, *poet.config.size, device=poet.device), seed, "")
     figures = {(part, name): Figures(part, name) for part in parts for name in ("truth", *ways[part])}
     for i in _counted(n, "clips enlarged", progress):
-        for rate in sorted({2 if part == "between" else 1 for part in parts}):
+        for rate in sorted({PARTS[part] for part in parts}):
             n_frames = rate * (spec.n_frames - 1) + 1
             clips = source.batch([i], replace(spec, n_frames=n_frames, fps=rate * spec.fps), audio=False)
             assert clips.video is not None
             truth = generation.to_frames(clips.video)  # (1, T, H, W, 3) uint8
             motion, caption = Motion.of(truth[0]), "".join(clips.captions)
-            for part in [part for part in parts if (part == "between") == (rate == 2)]:
+            for part in [part for part in parts if PARTS[part] == rate]:
                 small = _small(poet, truth[:, ::rate], scale, decoded=part != "clean")
-                _measure(figures[part, "truth"].values, truth, truth, small, motion, scale, math.nan)
+                _measure(figures[part, "truth"].values, truth, truth, small, motion, scale, rate, math.nan)
                 for name, way in ways[part].items():
                     begun = time.perf_counter()
                     made = generation.to_frames(way(small.to(poet.device), seed + i, caption).cpu())[:, :n_frames]
                     seconds = time.perf_counter() - begun
-                    _measure(figures[part, name].values, made, truth, small, motion, scale, seconds)
+                    _measure(figures[part, name].values, made, truth, small, motion, scale, rate, seconds)
     return UpscalingReport(list(figures.values()), {
         "suite": "superres", "split": "test", "data": data if isinstance(data, str) else " ".join(data), "n": n,
         "seed": seed, "scale": scale, "clip": f"{spec.n_frames} frames of {side}x{side} at {spec.fps:g} a second",
@@ -182,8 +182,9 @@ def _checked(
         raise InputError(f"n={n}, seed={seed}, scale={scale}: need n >= 1, seed >= 0 and a scale of {scales}")
     if only is not None and (not only or set(only) - set(PARTS)):
         raise InputError(f"unknown part in {', '.join(only)!r}, expected some of {', '.join(PARTS)}")
-    if only is not None and "between" in only and not _is_playground(data):
-        raise InputError("between: only of the playground are there frames at exactly twice the rate")
+    for part in only or ():
+        if PARTS[part] > 1 and not _is_playground(data):
+            raise InputError(f"{part}: only of the playground are there frames at exactly {PARTS[part]} times the rate")
     height, width = poet.config.size
     if height != width:
         raise InputError(f"this model makes frames of {height}x{width} pixels, the suite measures square ones")
@@ -212,14 +213,14 @@ def _rows(
     return ways
 
 
-def _between(head: SuperRes, scale: int) -> dict[str, Enlarge]:
-    """Every way to enlarge and to double the rate, by the name of its row."""
+def _between(head: SuperRes, scale: int, rate: int) -> dict[str, Enlarge]:
+    """Every way to enlarge and to make `rate` frames of one, by the name of its row."""
     own = _by(head, scale, head.config.steps, head.config.noise, keep=False)
     return {
-        "bicubic, blend": lambda small, seed, caption: _blended(upsample(small, scale)),
-        "bicubic, optical flow": lambda small, seed, caption: in_between(upsample(small, scale), 2),
-        "head, blend": lambda small, seed, caption: _blended(own(small, seed, caption)),
-        "head, rate 2": lambda small, seed, caption: head.upscale(small, scale, rate=2, seed=seed),
+        "bicubic, blend": lambda small, seed, caption: _blended(upsample(small, scale), rate),
+        "bicubic, optical flow": lambda small, seed, caption: in_between(upsample(small, scale), rate),
+        "head, blend": lambda small, seed, caption: _blended(own(small, seed, caption), rate),
+        f"head, rate {rate}": lambda small, seed, caption: head.upscale(small, scale, rate=rate, seed=seed),
     }
 
 
@@ -234,11 +235,10 @@ def _by(head: SuperRes, scale: int, steps: int, noise: float, keep: bool, tell: 
     return enlarge
 
 
-def _blended(video: Tensor) -> Tensor:
-    """(B, 3, T, H, W) -> (B, 3, 2 * T - 1, H, W): between two frames their mean."""
-    middle = (video[:, :, :-1] + video[:, :, 1:]) / 2
-    pairs = torch.stack([video[:, :, :-1], middle], dim=3).flatten(2, 3)
-    return torch.cat([pairs, video[:, :, -1:]], dim=2)
+def _blended(video: Tensor, rate: int) -> Tensor:
+    """(B, 3, T, H, W) -> (B, 3, rate * (T - 1) + 1, H, W): between two frames their weighted mean."""
+    shares = [torch.lerp(video[:, :, :-1], video[:, :, 1:], k / rate) for k in range(rate)]
+    return torch.cat([torch.stack(shares, dim=3).flatten(2, 3), video[:, :, -1:]], dim=2)
 
 
 def _named(steps: int, noise: float) -> str:
@@ -274,14 +274,16 @@ def _measure(
     small: Tensor,
     motion: Motion,
     scale: int,
+    rate: int,
     seconds: float,
 ) -> None:
     """Add what a clip scores: made and truth (1, T, H, W, 3) uint8, small (1, 3, T, h, w) in [-1, 1]; where small is of
-    every second frame, the others are measured."""
+    every `rate`-th frame, the others are measured."""
     output, target = generation.to_unit(made), generation.to_unit(truth)
-    steady, between = flicker(output[0], motion), small.shape[2] < target.shape[2]
-    if between:
-        output, target = output[:, :, 1::2], target[:, :, 1::2]
+    steady = flicker(output[0], motion)
+    if rate > 1:
+        others = torch.arange(target.shape[2]) % rate > 0
+        output, target = output[:, :, others], target[:, :, others]
     share = float(detail(output, target, scale))
     for name, value in {
         "psnr": float(psnr(output, target)),
@@ -290,7 +292,7 @@ def _measure(
         "detail": share,
         "detail_off": abs(math.log2(share)),
         "flicker": steady,
-        "kept": math.nan if between else float(kept(output, (small + 1) / 2)),
+        "kept": math.nan if rate > 1 else float(kept(output, (small + 1) / 2)),
         "seconds": seconds,
     }.items():
         values[name].append(value)
