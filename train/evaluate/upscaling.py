@@ -49,8 +49,9 @@ LEGEND = (
     "Mean over clips ± half the 95 % interval; ↓ less is better. Detail: energy beyond what small frames can hold over "
     "that of the true clip, 1 is right, less is blur, more is noise; off: how many doublings from 1. Flicker: change "
     "along the true motion, the true clip's own is right. Kept: how far the large clip, made small again, is from the "
-    "small one. Flicker and kept in grey levels of 255. Truth: that clip itself. Between, thirds: clips at two "
-    "and three times the rate of which every second and third frame is given; all but flicker is of the others."
+    "small one. Flicker and kept in grey levels of 255. Truth: the true large clip itself. Between, thirds: "
+    "clips at two and three times the rate of which every second and third frame is given; all but flicker is of the "
+    "others."
 )
 
 Enlarge = Callable[[Tensor, int, str], Tensor]  # (1, 3, T, h, w) in [-1, 1], seed, caption -> the same, large
