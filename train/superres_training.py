@@ -13,14 +13,14 @@ class SuperResTraining:
     lr: float = 2e-3
     ema: float = 0.995
     n_frames: int = 5  # of a clip, 1 + a multiple of 4
-    steady_weight: float = 0.2  # of how the error changes along the motion, beside the error itself
-    crop: int = 96  # height and width that is learned from, in pixels of the large frame
+    steady_weight: float = 0.05  # of how the error changes along the motion, beside the error itself
+    crop: int = 128  # height and width that is learned from, in pixels of the large frame
     crops_per_clip: int = 2  # making a clip costs more than cutting it
     half_share: float = 0.2  # of the steps that double the size; the others make it four times as large
     captions: bool = False  # whether the head looks at text
     text_share: float = 0.75  # of the clips whose caption is told, if so
-    clean_share: float = 0.25  # of the clips whose low side is only downsampled
-    camera_share: float = 0.15  # blurred, noisy, compressed; the rest goes through the tokenizer
+    clean_share: float = 0.13  # of the clips whose low side is only downsampled
+    camera_share: float = 0.07  # blurred, noisy, compressed; the rest goes through the tokenizer
     max_flips: float = 0.15  # ids with a wrong bit, from none to this share, in half of the clips that are coded
     regression: bool = False  # always time 0 without noise: a plain network of one step, to compare with
 

@@ -218,16 +218,23 @@ def test_of_a_frame_alone_nothing_is_remembered(window, monkeypatch):
         list(head.upscale_stream([video], window=window, alone=True))
 
 
-def test_frames_are_steadied_from_one_to_the_next_and_then_kept():
+@pytest.mark.parametrize(("keep", "same"), [(True, 48 / 255), (False, 24 / 255)])
+def test_frames_are_steadied_from_one_to_the_next(monkeypatch, keep, same):
+    monkeypatch.setattr("tokenizers_av.superres.head.SLACK", 2.0)  # nothing is undone
     head, video = awake(), clip(T=1, H=6, W=6).expand(-1, -1, 3, -1, -1) * 0.9 + clip(T=3, H=6, W=6) * 0.05
-    drawn, made = head.upscale(video, steady=False).unbind(2), head.upscale(video).unbind(2)
+    drawn, made = (head.upscale(video, keep=keep, steady=steady).unbind(2) for steady in (False, True))
     assert torch.equal(made[0], drawn[0])
     for t in (1, 2):
-        assert torch.equal(made[t], steadied(drawn[t], drawn[t - 1], made[t - 1]))
-    assert not torch.equal(made[2], steadied(drawn[2], drawn[1], drawn[1]))
+        assert torch.equal(made[t], steadied(drawn[t], drawn[t - 1], made[t - 1], same))
+    assert not torch.equal(made[2], steadied(drawn[2], drawn[1], drawn[1], same))
+
+
+def test_steady_frames_are_kept():
+    head, video = awake(), clip(T=1, H=6, W=6).expand(-1, -1, 3, -1, -1) * 0.9 + clip(T=3, H=6, W=6) * 0.05
+    made = head.upscale(video)
     kept = head.upscale(video, keep=True)
     again = (downsample(kept, 4) - video).abs().mean()
-    assert again < 0.8 * (downsample(torch.stack(made, dim=2), 4) - video).abs().mean()
+    assert again < 0.8 * (downsample(made, 4) - video).abs().mean()
 
 
 def test_text_counts_in_any_order_and_none_is_none():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tokenizers_av.superres import frames_between, in_between, motion, steadied
+from tokenizers_av.superres.head import SAME
 
 pytest.importorskip("cv2")
 
@@ -40,9 +41,9 @@ def test_both_clips_of_a_batch_go_their_own_ways():
 
 def test_large_frames_are_moved_in_strips(monkeypatch):
     frames = [torch.cat([patch(x), patch(x + 9)]) for x in (30, 26, 24)]
-    whole, (first, second) = steadied(*frames), frames_between(*frames[:2], 3)
+    whole, (first, second) = steadied(*frames, SAME), frames_between(*frames[:2], 3)
     monkeypatch.setattr(motion, "STRIP", 96 * 7)
-    assert torch.equal(steadied(*frames), whole) and not torch.equal(whole, frames[0])
+    assert torch.equal(steadied(*frames, SAME), whole) and not torch.equal(whole, frames[0])
     again = frames_between(*frames[:2], 3)
     assert torch.equal(again[0], first) and torch.equal(again[1], second)
 
@@ -60,13 +61,15 @@ def test_steady_frames_flicker_less_and_what_is_new_is_left_alone():
     rough = [(f + 0.03 * torch.randn_like(f)).clamp(-1, 1) for f in frames]
     made = [rough[0]]
     for t in range(1, 4):
-        made.append(steadied(rough[t], rough[t - 1], made[-1]))
+        made.append(steadied(rough[t], rough[t - 1], made[-1], SAME))
     inside = (..., slice(24, 48), slice(42, 66))  # of the square in the last frame
     before, after = ((f - frames[3])[inside].square().mean() for f in (rough[3], made[3]))
     assert after < 0.6 * before
     other = torch.rand(1, 3, 96, 96) * 2 - 1
-    changed = steadied(other, -other.sign(), -other.sign())
+    changed = steadied(other, -other.sign(), -other.sign(), SAME)
     assert (changed - other).abs().mean() < 0.02
+    apart = (rough[3] - steadied(rough[3], rough[2], made[2], same) for same in (SAME, SAME / 4))
+    assert next(apart).abs().mean() > 2 * next(apart).abs().mean() > 0
 
 
 def test_what_stands_still_stays_as_it_is():

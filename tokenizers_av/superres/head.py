@@ -33,6 +33,8 @@ from tokenizers_av.video.layers import Flow
 from tokenizers_av.video.tokenizer import check_video
 
 CORING = 1 / 255  # detail that is taken as none: half a grey level
+SAME = 24 * 2 / 255  # difference from which on two frames show something else
+SAME_DECODED = SAME / 2  # the same where clips were decoded, of which flow can be less sure
 SLACK = 3 / 255  # a difference from the small frames that need not be undone: one and a half grey levels
 
 
@@ -126,7 +128,8 @@ class SuperRes(nn.Module, HubModel):
                 if steady:
                     drawn = made
                     if before is not None and last is not None:
-                        made = steadied(made[:, :, 0], before[:, :, 0], last[:, :, 0]).unsqueeze(2)
+                        same = SAME if keep else SAME_DECODED
+                        made = steadied(made[:, :, 0], before[:, :, 0], last[:, :, 0], same).unsqueeze(2)
                     before = drawn
                 if keep:
                     made = _kept(made, frame)

@@ -14,19 +14,19 @@ from tokenizers_av.optical_flow import MIN_SIDE, dis_flow
 
 MIX = 0.5  # how much of the frame before is in a steady one, where both show the same
 STRIP = 1 << 20  # pixels that are moved at once, as it takes more memory than they do
-SAME = 24 * 2 / 255  # difference from which on they do not, on the scale of [-1, 1]
 
 
-def steadied(frame: Tensor, before: Tensor, steady: Tensor) -> Tensor:
+def steadied(frame: Tensor, before: Tensor, steady: Tensor, same: float) -> Tensor:
     """A frame (B, 3, H, W) in [-1, 1] mixed with `steady`, what this made of the frame before, moved along.
 
-    The less, the more the frame differs from the one before at that place; not at all where it shows something else.
+    The less, the more the frame differs from the one before at that place; not at all where it differs by `same` or
+    more, as then it shows something else.
     """
     back, made = _to_the_other(frame, before), []
     for rows in _strips(frame):
         here, by = frame[:, :, rows], -back[:, :, rows]
         apart = (_moved(before, by, rows) - here).abs().amax(1, keepdim=True)
-        made.append(torch.lerp(here, _moved(steady, by, rows), MIX * (1 - apart / SAME).clamp(min=0)))
+        made.append(torch.lerp(here, _moved(steady, by, rows), MIX * (1 - apart / same).clamp(min=0)))
     return torch.cat(made, dim=2)
 
 
