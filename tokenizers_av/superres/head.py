@@ -33,8 +33,8 @@ from tokenizers_av.video.layers import Flow
 from tokenizers_av.video.tokenizer import check_video
 
 CORING = 1 / 255  # detail that is taken as none: half a grey level
-SAME = 24 * 2 / 255  # difference from which on two frames show something else
-SAME_DECODED = SAME / 2  # the same where clips were decoded, of which flow can be less sure
+SAME = 24 * 2 / 255  # difference from which on two frames show something else, when they are steadied: 24 grey levels
+SAME_DECODED = SAME / 2  # that of decoded clips: in real ones 24 levels mixed what flow had not followed
 SLACK = 3 / 255  # a difference from the small frames that need not be undone: one and a half grey levels
 
 

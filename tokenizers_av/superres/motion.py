@@ -20,7 +20,7 @@ def steadied(frame: Tensor, before: Tensor, steady: Tensor, same: float) -> Tens
     """A frame (B, 3, H, W) in [-1, 1] mixed with `steady`, what this made of the frame before, moved along.
 
     The less, the more the frame differs from the one before at that place; not at all where it differs by `same` or
-    more, as then it shows something else.
+    more (on the scale of [-1, 1]), as then it shows something else.
     """
     back, made = _to_the_other(frame, before), []
     for rows in _strips(frame):
